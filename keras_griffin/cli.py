@@ -1,0 +1,432 @@
+"""The `keras-griffin` command: generate text, list and describe presets.
+
+Keras is imported inside `generate` only, after the backend is chosen.
+"""
+
+import argparse
+import collections
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from keras_griffin import start_up
+from keras_griffin.models import preset_index
+from keras_griffin.version import __version__
+
+BACKENDS = ("jax", "torch", "tensorflow")  # the order of preference
+SAMPLERS = ("greedy", "top_k", "top_p", "random")
+TOP_K = 40  # tokens
+TOP_P = 0.9  # probability
+DTYPES = {"float32": 4, "bfloat16": 2}  # bytes a number
+# Weights, gradients and AdamW's two moments.
+TRAINING_COPIES = 4
+USAGE_ERROR = 2
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+DESCRIPTION = """\
+Griffin, Hawk and RecurrentGemma on Keras 3.
+
+  keras-griffin generate "ROMEO:"            text from the shipped model
+  keras-griffin presets                      every model, with its size
+  keras-griffin info recurrent_gemma_2b_en   sizes and memory of one model
+
+keras-griffin COMMAND --help tells more about each."""
+
+GENERATE = """\
+Continues a prompt and prints the text as it is made.
+
+  keras-griffin generate "ROMEO:"
+  keras-griffin generate "ROMEO:" --sampler greedy --max-length 100
+  keras-griffin generate "ROMEO:" --temperature 0.8 --seed 1 --backend torch
+  echo "To be" | keras-griffin generate
+  keras-griffin generate "Why is the sky blue?" \\
+      --preset recurrent_gemma_instruct_2b_en
+
+Without a prompt, standard input is read if it is piped in; otherwise the
+model starts from nothing. The same seed and backend give the same text."""
+
+INFO = """\
+Prints the configuration, the exact number of parameters and the memory that a
+model needs. Nothing is built or downloaded.
+
+  keras-griffin info griffin_7b
+  keras-griffin info ./my_model        a folder of `save_to_preset`, or one in
+                                       Hugging Face's format"""
+
+
+class CommandError(Exception):
+    """A mistake in how the command was called, told in one line."""
+
+
+def main(argv=None):
+    """Runs the command line.
+
+    Args:
+        argv: list of strings. The arguments after the command's name.
+            Defaults to `None`: those of the process.
+
+    Returns:
+        The exit code: 0, 2 for a wrong call, 130 after Ctrl-C.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+        sys.stdout.flush()
+    except CommandError as error:
+        print(f"keras-griffin: error: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    except KeyboardInterrupt:
+        print()
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        # Python flushes stdout once more at exit: into nothing.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="keras-griffin",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"keras-griffin {__version__}"
+    )
+    commands = parser.add_subparsers(
+        metavar="COMMAND", dest="command", required=True
+    )
+
+    generate = _add_command(
+        commands, "generate", _generate, "continue a prompt", GENERATE
+    )
+    generate.add_argument(
+        "prompt", metavar="PROMPT", nargs="?", help="the text to continue"
+    )
+    generate.add_argument(
+        "--preset",
+        default="griffin_shakespeare_en",
+        help="a name of `keras-griffin presets`, a folder, or an hf:// or "
+        "kaggle:// address (default: %(default)s, which is shipped)",
+    )
+    generate.add_argument(
+        "--max-length",
+        metavar="N",
+        type=_positive_int,
+        default=300,
+        help="stop at N tokens, the prompt's included (default: %(default)s)",
+    )
+    generate.add_argument(
+        "--sampler",
+        choices=SAMPLERS,
+        default="top_p",
+        help="how the next token is chosen: greedy takes the likeliest; top_k "
+        f"draws from the {TOP_K} likeliest; top_p from the likeliest that "
+        f"together have probability {TOP_P}; random from all "
+        "(default: %(default)s)",
+    )
+    generate.add_argument(
+        "--temperature",
+        metavar="T",
+        type=_positive_float,
+        default=1.0,
+        help="below 1 is safer, above 1 more surprising (default: %(default)s)",
+    )
+    generate.add_argument(
+        "--seed",
+        metavar="N",
+        type=int,
+        help="makes the draw repeatable (default: another one each time)",
+    )
+    generate.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        help="what computes (default: KERAS_BACKEND, or the first installed "
+        f"of {', '.join(BACKENDS)})",
+    )
+
+    _add_command(
+        commands,
+        "presets",
+        _presets,
+        "list the models that have a name",
+        "Lists the models that have a name, those with weights first.",
+    )
+    info = _add_command(
+        commands, "info", _info, "sizes and memory of a model", INFO
+    )
+    info.add_argument(
+        "preset",
+        metavar="PRESET_OR_FOLDER",
+        help="a name of `keras-griffin presets`, or a folder",
+    )
+    return parser
+
+
+def _add_command(commands, name, run, summary, description):
+    command = commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.set_defaults(run=run)
+    return command
+
+
+def _positive_int(text):
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(
+            f"must be at least 1. Received: {number}"
+        )
+    return number
+
+
+def _positive_float(text):
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be above 0. Received: {number}")
+    return number
+
+
+def _generate(arguments):
+    preset = _checked_preset(arguments.preset)
+    _choose_backend(arguments.backend)
+    prompt = arguments.prompt
+    if prompt is None:
+        prompt = "" if sys.stdin.isatty() else sys.stdin.read().rstrip("\n")
+
+    # TensorFlow, if something needs it later, keeps its remarks to itself.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+    with start_up.quiet_tensorflow():
+        from keras_griffin.models.griffin_causal_lm import GriffinCausalLM
+    try:
+        model = GriffinCausalLM.from_preset(preset)
+    except (ImportError, OSError, ValueError) as error:
+        raise CommandError(f"{arguments.preset}: {error}") from error
+    model.compile(sampler=_sampler(arguments))
+
+    if hasattr(sys.stdout, "reconfigure"):
+        # A terminal that lacks a character shows "?" and goes on.
+        sys.stdout.reconfigure(errors="replace")
+    print(prompt, end="", flush=True)
+    try:
+        pieces = model.generate_stream(prompt, max_length=arguments.max_length)
+        for piece in pieces:
+            print(piece, end="", flush=True)
+    except ValueError as error:
+        print()
+        raise CommandError(str(error)) from error
+    print()
+
+
+def _checked_preset(preset):
+    """Finds what can be found wrong before anything heavy is imported."""
+    if "://" in preset or Path(preset).is_dir():
+        return preset
+    if _looks_like_a_path(preset):
+        raise CommandError(f"There is no folder {preset}.")
+    if _entry(preset)["weights"] is None:
+        raise CommandError(
+            f"{preset} is an architecture without weights: none were released. "
+            f'GriffinCausalLM.from_preset("{preset}", load_weights=False) '
+            "builds it to be trained."
+        )
+    return preset
+
+
+def _looks_like_a_path(preset):
+    return preset.startswith((".", "~")) or "/" in preset or os.sep in preset
+
+
+def _entry(preset):
+    try:
+        return preset_index.preset_entry(preset)
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+
+
+def _choose_backend(requested):
+    """Sets KERAS_BACKEND, which Keras reads when it is imported."""
+    installed = [b for b in BACKENDS if start_up.is_installed(b)]
+    name = requested or os.environ.get("KERAS_BACKEND")
+    if name is None:
+        if not installed:
+            raise CommandError(
+                "No backend is installed. For JAX: "
+                "pip install 'keras-griffin[jax]'"
+            )
+        name = installed[0]
+    elif name not in BACKENDS:
+        raise CommandError(
+            f"KERAS_BACKEND must be one of {', '.join(BACKENDS)}. "
+            f"Received: {name!r}."
+        )
+    elif name not in installed:
+        raise CommandError(
+            f"{name} is not installed: pip install 'keras-griffin[{name}]'"
+            + (f", or --backend {installed[0]}" if installed else "")
+        )
+    os.environ["KERAS_BACKEND"] = name
+    keras = sys.modules.get("keras")
+    if keras is not None and keras.config.backend() != name:
+        raise CommandError(
+            f"Keras already runs on {keras.config.backend()} in this process, "
+            f"so --backend {name} needs a new one."
+        )
+
+
+def _sampler(arguments):
+    from keras_hub import samplers
+
+    options = {"temperature": arguments.temperature, "seed": arguments.seed}
+    if arguments.sampler == "greedy":
+        return samplers.GreedySampler()
+    if arguments.sampler == "top_k":
+        return samplers.TopKSampler(k=TOP_K, **options)
+    if arguments.sampler == "top_p":
+        return samplers.TopPSampler(p=TOP_P, **options)
+    return samplers.RandomSampler(**options)
+
+
+def _presets(arguments):
+    entries = [
+        preset_index.preset_entry(name) for name in preset_index.preset_names()
+    ]
+    entries.sort(
+        key=lambda entry: (
+            entry["weights"] is None,
+            entry["name"].partition("_")[0],
+            entry["parameters"],
+        )
+    )
+    rows = [("NAME", "PARAMETERS", "WEIGHTS", "DESCRIPTION")] + [
+        (
+            entry["name"],
+            _short_count(entry["parameters"]),
+            ", ".join(entry["weights"] or ("none",)),
+            entry["description"].partition(". ")[0],
+        )
+        for entry in entries
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    for name, parameters, weights, description in rows:
+        _print_line(
+            f"{name:{widths[0]}}  {parameters:>{widths[1]}}  "
+            f"{weights:{widths[2]}}  {description}"
+        )
+
+
+def _short_count(number):
+    if number >= 1e9:
+        return f"{number / 1e9:.2f}B"
+    return f"{number / 1e6:.2f}M"
+
+
+def _print_line(line):
+    """Prints a line, cut at a terminal's edge; whole into a file or pipe."""
+    if sys.stdout.isatty():
+        columns = shutil.get_terminal_size().columns
+        if len(line) > columns:
+            line = line[: columns - 3] + "..."
+    print(line)
+
+
+def _info(arguments):
+    if Path(arguments.preset).is_dir():
+        backbone = _folder_config(Path(arguments.preset))
+        print(arguments.preset)
+    elif _looks_like_a_path(arguments.preset):
+        raise CommandError(f"There is no folder {arguments.preset}.")
+    else:
+        entry = _entry(arguments.preset)
+        backbone = entry["backbone"]
+        print(f"{entry['name']}\n{entry['description']}")
+        weights = " or ".join((entry["weights"] or {}).values()) or "none"
+        print(f"Weights: {weights}\nSource: {entry['source']}")
+
+    parameters = preset_index.parameter_count(backbone)
+    embedding = backbone["vocabulary_size"] * backbone["hidden_dim"]
+    print(
+        f"\nParameters: {parameters:,} "
+        f"({parameters - embedding:,} without the embedding)"
+    )
+    blocks = collections.Counter(preset_index.block_sequence(backbone))
+    counts = ", ".join(f"{count} {name}" for name, count in blocks.items())
+    print(f"Blocks: {backbone['num_layers']} ({counts})")
+    _print_memory(backbone, parameters, blocks)
+    print("\nConfiguration:")
+    for name, value in backbone.items():
+        if isinstance(value, list):
+            value = ", ".join(value)
+        print(f"  {name:21}  {value}")
+
+
+def _print_memory(backbone, parameters, blocks):
+    print("\nMemory:" + " " * 25 + "".join(f"{dtype:>12}" for dtype in DTYPES))
+    rows = {
+        "weights": [parameters * size for size in DTYPES.values()],
+        "training with AdamW, at least": [
+            TRAINING_COPIES * parameters * size for size in DTYPES.values()
+        ],
+        "state of a sequence": [
+            _state_bytes(backbone, blocks, size) for size in DTYPES.values()
+        ],
+    }
+    if blocks["global_attention"]:
+        rows["and for each of its tokens"] = [
+            blocks["global_attention"] * 2 * backbone["head_dim"] * size
+            for size in DTYPES.values()
+        ]
+    for name, sizes in rows.items():
+        print(f"  {name:30}" + "".join(f"{_bytes(n):>12}" for n in sizes))
+
+
+def _state_bytes(backbone, blocks, size):
+    """Bytes of a row's state, whatever its length: DESIGN of the state."""
+    recurrent = backbone["recurrent_dim"]
+    kept_inputs = (backbone["conv_kernel_size"] - 1) * recurrent
+    ring = (backbone["attention_window_size"] + 1) * backbone["head_dim"]
+    return (
+        blocks["recurrent"] * (DTYPES["float32"] * recurrent)
+        + blocks["recurrent"] * (size * kept_inputs)
+        + blocks["local_attention"] * (size * 2 * ring)
+    )
+
+
+def _bytes(number):
+    for unit in ("B", "KiB", "MiB"):
+        if number < 1024:
+            return f"{number:.1f} {unit}"
+        number /= 1024
+    return f"{number:.1f} GiB"
+
+
+def _folder_config(folder):
+    """The arguments of `GriffinBackbone` that a folder's config.json gives."""
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CommandError(f"There is no config.json in {folder}.") from error
+    except ValueError as error:
+        raise CommandError(f"{file} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        config = {}
+    if config.get("registered_name") == "keras_griffin>GriffinBackbone":
+        return config["config"]
+    if config.get("model_type") == "recurrent_gemma":
+        _choose_backend(None)
+        with start_up.quiet_tensorflow():
+            from keras_griffin.converters import huggingface
+        try:
+            return huggingface.backbone_config(config)
+        except ValueError as error:
+            raise CommandError(f"{file}: {error}") from error
+    raise CommandError(
+        f"{file} describes no model of this package. It must be a folder "
+        "of `save_to_preset`, or have model_type recurrent_gemma."
+    )

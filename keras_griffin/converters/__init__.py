@@ -1,0 +1,1 @@
+"""Checkpoints of other libraries: Hugging Face's and DeepMind's."""

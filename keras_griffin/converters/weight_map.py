@@ -1,0 +1,289 @@
+"""Weight maps as tables, and moving weights along them in both directions.
+
+A row of a table says where one variable of a `GriffinBackbone` is found in
+another library's checkpoint. Every converter is such a table and a way to read
+tensors; checking, transposing, casting and placing are written here once.
+
+Nothing here imports the models: a backbone is any object with their attributes.
+"""
+
+import dataclasses
+import typing
+
+import keras
+import ml_dtypes
+import numpy as np
+
+MAX_NAMES_IN_ERROR = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """One row: `variable` of ours is `tensor` of theirs.
+
+    Args:
+        variable: str. Attribute path from the backbone, as in
+            `"blocks.{block}.temporal.conv.kernel"`.
+        tensor: str. Their name. `{block}` stands for the block's index.
+        layout: str. A key of `LAYOUTS`: how their axes are ordered.
+            Defaults to `"same"`.
+        part: int or `None`. Index on the first axis of a tensor that holds
+            several variables. Defaults to `None`: the whole tensor.
+    """
+
+    variable: str
+    tensor: str
+    layout: str = "same"
+    part: int | None = None
+
+    def for_block(self, index):
+        """Returns the row of block `index`."""
+        return dataclasses.replace(
+            self,
+            variable=self.variable.format(block=index),
+            tensor=self.tensor.format(block=index),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightMap:
+    """A checkpoint format: the rows of each part of the model.
+
+    Args:
+        name: str. The format's name in error messages.
+        model: rows outside the blocks.
+        block: rows that every block has.
+        recurrent: rows of a recurrent block.
+        attention: rows of an attention block, local or global.
+        phase: further rows of a recurrent block with
+            `recurrence="complex"`. Defaults to `()`: the format has no complex
+            recurrence.
+    """
+
+    name: str
+    model: tuple
+    block: tuple
+    recurrent: tuple
+    attention: tuple
+    phase: tuple = ()
+
+
+class Layout(typing.NamedTuple):
+    """Reorders axes: `to_ours(theirs)` and its inverse `to_theirs(ours)`."""
+
+    to_ours: typing.Callable
+    to_theirs: typing.Callable
+
+
+LAYOUTS = {
+    "same": Layout(lambda x: x, lambda x: x),
+    # (out, in), as torch.nn.Linear stores it <-> (in, out).
+    "transposed": Layout(lambda x: x.T, lambda x: x.T),
+    # (width, 1, kernel_size), as torch.nn.Conv1d stores it
+    # <-> (kernel_size, width).
+    "depthwise": Layout(lambda x: x[:, 0, :].T, lambda x: x.T[:, None, :]),
+    # (1, 1, width), ready to broadcast <-> (width,).
+    "row": Layout(lambda x: x[0, 0], lambda x: x[None, None]),
+}
+
+
+def rows(weight_map, backbone):
+    """Returns the rows of `weight_map` for every variable of `backbone`.
+
+    Args:
+        weight_map: `WeightMap`.
+        backbone: `GriffinBackbone`.
+
+    Returns:
+        A list of `Weight`, without `{block}` in the names.
+
+    Raises:
+        ValueError: if the format cannot hold the backbone's recurrence.
+    """
+    recurrent = weight_map.block + weight_map.recurrent
+    if backbone.recurrence == "complex" and not weight_map.phase:
+        raise ValueError(
+            f'{weight_map.name} can only hold `recurrence="real"`. Received: '
+            f'recurrence="{backbone.recurrence}". Save this model with '
+            "`save_to_preset` instead."
+        )
+    if backbone.recurrence == "complex":
+        recurrent += weight_map.phase
+    attention = weight_map.block + weight_map.attention
+
+    result = list(weight_map.model)
+    types = backbone.block_types
+    for index in range(len(backbone.blocks)):
+        is_recurrent = types[index % len(types)] == "recurrent"
+        for row in recurrent if is_recurrent else attention:
+            result.append(row.for_block(index))
+    return result
+
+
+def find_variable(model, path):
+    """Returns the variable at an attribute path such as `"blocks.0.mlp"`."""
+    found = model
+    for name in path.split("."):
+        found = found[int(name)] if name.isdigit() else getattr(found, name)
+    return found
+
+
+def their_shape(row, our_shape):
+    """Returns the shape that the checkpoint must have for one variable.
+
+    Of a tensor with several parts it is the shape of one part.
+    """
+    # A broadcast scalar has a shape but no memory.
+    stand_in = np.broadcast_to(np.float32(0), our_shape)
+    return LAYOUTS[row.layout].to_theirs(stand_in).shape
+
+
+def tensor_shapes(table, model):
+    """Returns `{tensor name: shape}` that `table` expects for `model`."""
+    shapes = {}
+    for row in table:
+        shape = their_shape(row, find_variable(model, row.variable).shape)
+        if row.part is not None:
+            parts = shapes.get(row.tensor, (0,))[0]
+            shape = (max(parts, row.part + 1),) + shape
+        shapes[row.tensor] = shape
+    return shapes
+
+
+def check_tensors(table, model, shapes, origin):
+    """Checks names and shapes before anything is assigned.
+
+    Args:
+        table: list of `Weight`.
+        model: the object that the rows' variables belong to.
+        shapes: dict of tensor name to shape, as found in the checkpoint.
+        origin: str. Where the checkpoint is, for the error.
+
+    Raises:
+        ValueError: if a tensor is missing, unknown or of another shape.
+    """
+    expected = tensor_shapes(table, model)
+    advice = (
+        "Build the backbone from this checkpoint's own configuration, or "
+        "choose the checkpoint that belongs to this backbone."
+    )
+    missing = [name for name in expected if name not in shapes]
+    if missing:
+        raise ValueError(
+            "A checkpoint must hold every weight of the backbone. Received: "
+            f"{origin}, without {_some(missing)}. {advice}"
+        )
+    unknown = [name for name in shapes if name not in expected]
+    if unknown:
+        raise ValueError(
+            "A checkpoint must hold nothing but the backbone's weights. "
+            f"Received: {origin}, with {_some(unknown)} besides. {advice}"
+        )
+    differing = [
+        f"{name} {tuple(shapes[name])} instead of {shape}"
+        for name, shape in expected.items()
+        if tuple(shapes[name]) != shape
+    ]
+    if differing:
+        raise ValueError(
+            "A checkpoint's tensors must have the shapes of the backbone. "
+            f"Received: {origin}, with {_some(differing)}. {advice}"
+        )
+
+
+def load(table, model, shapes, read, origin):
+    """Assigns a checkpoint to a model, one tensor at a time.
+
+    All names and shapes are checked first. Each tensor is then read, cast to
+    its variable's dtype and placed with the variable's sharding before the next
+    one is read, so that no second copy of the model is ever in memory.
+
+    Args:
+        table: list of `Weight`, from `rows`.
+        model: the object that the rows' variables belong to.
+        shapes: dict of tensor name to shape, as found in the checkpoint.
+        read: callable. `read(name)` returns a NumPy array.
+        origin: str. Where the checkpoint is, for errors.
+
+    Raises:
+        ValueError: if a tensor is missing, unknown, of another shape, or holds
+            numbers that are not finite in the variable's dtype. In the last
+            case variables before it are assigned already.
+    """
+    check_tensors(table, model, shapes, origin)
+    for row in table:
+        _load_row(row, find_variable(model, row.variable), read, origin)
+
+
+def export(table, model):
+    """Yields `(tensor name, NumPy array)` of a model, one at a time.
+
+    The inverse of `load`: bit-exact, in each variable's own dtype.
+
+    Args:
+        table: list of `Weight`, from `rows`.
+        model: the object that the rows' variables belong to.
+    """
+    waiting = {}
+    for row, parts in _with_part_counts(table):
+        variable = find_variable(model, row.variable)
+        # Keras' JAX variables are no tensors to `convert_to_numpy`.
+        value = keras.ops.convert_to_tensor(variable)
+        value = keras.ops.convert_to_numpy(value)
+        value = LAYOUTS[row.layout].to_theirs(value)
+        if row.part is None:
+            yield row.tensor, np.ascontiguousarray(value)
+            continue
+        found = waiting.setdefault(row.tensor, {})
+        found[row.part] = value
+        if len(found) == parts:
+            del waiting[row.tensor]
+            yield row.tensor, np.stack([found[i] for i in range(parts)])
+
+
+def np_dtype(name):
+    """Returns the NumPy dtype of a Keras dtype name, bfloat16 included."""
+    # NumPy knows no "bfloat16"; ml_dtypes (which Keras requires) does.
+    return np.dtype(getattr(ml_dtypes, name, name))
+
+
+def _load_row(row, variable, read, origin):
+    value = read(row.tensor)
+    if row.part is not None:
+        value = value[row.part]
+    value = LAYOUTS[row.layout].to_ours(value)
+    with np.errstate(over="ignore"):  # reported below, with its name
+        value = value.astype(np_dtype(variable.dtype))
+    finite = np.isfinite(value)
+    if not finite.all():
+        raise ValueError(
+            f"Weights must be finite numbers in {variable.dtype}. Received: "
+            f"{origin}, {row.tensor} with {finite.size - finite.sum()} of "
+            f"{finite.size} that are NaN or infinite. Fetch the checkpoint "
+            "anew, or load it with a dtype of wider range; do not use the "
+            "model as it is now."
+        )
+    _assign(variable, value)
+
+
+def _with_part_counts(table):
+    counts = {}
+    for row in table:
+        counts[row.tensor] = counts.get(row.tensor, 0) + 1
+    return [(row, counts[row.tensor]) for row in table]
+
+
+def _assign(variable, value):
+    distribution = keras.distribution.distribution()
+    if distribution is not None:
+        # Split on the host: through `assign` alone the whole tensor would
+        # first be put on one device.
+        layout = distribution.get_variable_layout(variable)
+        value = keras.distribution.distribute_tensor(value, layout)
+    variable.assign(value)
+
+
+def _some(names):
+    shown = ", ".join(names[:MAX_NAMES_IN_ERROR])
+    more = len(names) - MAX_NAMES_IN_ERROR
+    return f"{shown} and {more} more" if more > 0 else shown

@@ -1,0 +1,127 @@
+import keras
+from keras import ops
+
+from keras_griffin.layers.temporal_layer import TemporalLayer
+
+# Variance of the initial kernel times its length: std 0.05 at length 4.
+# Source: recurrentgemma `jax/layers.py::Conv1D`.
+KERNEL_VARIANCE = 0.01
+
+
+@keras.saving.register_keras_serializable(package="keras_griffin")
+class CausalConv1D(TemporalLayer):
+    """Depthwise causal convolution that can stop and go on.
+
+    `y[t] = bias + sum_s kernel[kernel_size - 1 - s] * x[t - s]`, over
+    `s = 0 ... kernel_size - 1`, where `x[t - s]` counts as 0 outside of the
+    token's own document.
+
+    It is written as `kernel_size` shifted products and not as a convolution:
+    documents are cut by a mask, pads by compact rows, and there is nothing
+    to gain from a convolution kernel at four products a value.
+
+    Args:
+        kernel_size: int. Tokens that each output sees, itself included.
+            Defaults to `4`, the paper's.
+        kernel_initializer: initializer of the kernel `(kernel_size, width)`.
+            Defaults to a normal of variance 0.01 / `kernel_size`.
+        bias_initializer: initializer of the bias. Defaults to `"zeros"`.
+        **kwargs: see `keras.layers.Layer`.
+
+    Call arguments: see `TemporalLayer`. The state's own part is `"inputs"`
+        `(batch, kernel_size - 1, width)`: the last inputs, oldest first.
+
+    Returns:
+        `y` `(batch, time, width)`, or `(y, state)`.
+
+    Raises:
+        ValueError: if `kernel_size` is less than 1.
+
+    Example:
+    ```python
+    conv = keras_griffin.layers.CausalConv1D(kernel_size=4)
+    x = keras.random.normal((2, 6, 8))
+    y = conv(x)
+    head, state = conv(x[:, :5], return_state=True)
+    tail = conv(x[:, 5:], initial_state=state)  # equals y[:, 5:]
+    ```
+
+    Source:
+        arXiv:2402.19427, section 2.3; recurrentgemma `jax/layers.py::Conv1D`.
+    """
+
+    def __init__(
+        self,
+        kernel_size=4,
+        kernel_initializer=None,
+        bias_initializer="zeros",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if kernel_size < 1:
+            raise ValueError(
+                "`kernel_size` must be at least 1: a token sees itself. "
+                f"Received: kernel_size={kernel_size}. The paper uses 4."
+            )
+        self.kernel_size = kernel_size
+        if kernel_initializer is None:
+            kernel_initializer = keras.initializers.RandomNormal(
+                stddev=(KERNEL_VARIANCE / kernel_size) ** 0.5
+            )
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.bias_initializer = keras.initializers.get(bias_initializer)
+
+    def build(self, input_shape):
+        self.width = input_shape[-1]
+        self.kernel = self.add_weight(
+            name="kernel",
+            shape=(self.kernel_size, self.width),
+            initializer=self.kernel_initializer,
+        )
+        self.bias = self.add_weight(
+            name="bias", shape=(self.width,), initializer=self.bias_initializer
+        )
+
+    def init_mixer_state(self, batch_size, max_length=None):
+        shape = (batch_size, self.kernel_size - 1, self.width)
+        return {"inputs": ops.zeros(shape, dtype=self.compute_dtype)}
+
+    def mix(self, x, layout, state):
+        batch, time = ops.shape(x)[:2]
+        if state is None:
+            before = self.init_mixer_state(batch)["inputs"]
+        else:
+            before = state["inputs"]
+        before = ops.cast(before, x.dtype)
+        # Column t + kernel_size - 1 of `inputs` is token t.
+        inputs = ops.concatenate([before, x], axis=1)
+        kernel = ops.cast(self.kernel, x.dtype)
+        y = x * kernel[-1] + ops.cast(self.bias, x.dtype)
+        for s in range(1, self.kernel_size):
+            start = self.kernel_size - 1 - s
+            in_document = ops.cast(layout.positions >= s, x.dtype)[..., None]
+            earlier = inputs[:, start : start + time] * in_document
+            y = y + earlier * kernel[start]
+        if state is None:
+            return y, None
+        return y, {"inputs": self._last_inputs(inputs, layout)}
+
+    def _last_inputs(self, inputs, layout):
+        if layout.mask is None:
+            start = ops.shape(inputs)[1] - (self.kernel_size - 1)
+            return inputs[:, start:]
+        columns = ops.arange(self.kernel_size - 1, dtype="int32")[None, :]
+        columns = layout.num_real[:, None] + columns
+        return ops.take_along_axis(inputs, columns[:, :, None], axis=1)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "kernel_size": self.kernel_size,
+            "kernel_initializer": keras.initializers.serialize(
+                self.kernel_initializer
+            ),
+            "bias_initializer": keras.initializers.serialize(
+                self.bias_initializer
+            ),
+        }

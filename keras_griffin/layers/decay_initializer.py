@@ -1,0 +1,70 @@
+import keras
+from keras import ops
+
+from keras_griffin.kernels.rg_lru.ops_rg_lru import DECAY_SCALE
+
+# The ring of initial decays. Source: arXiv:2402.19427, section 2.4.
+MIN_DECAY, MAX_DECAY = 0.9, 0.999
+
+CONVENTIONS = ("paper", "reference")
+
+
+@keras.saving.register_keras_serializable(package="keras_griffin")
+class DecayInitializer(keras.initializers.Initializer):
+    """Initial `Lambda` of the RG-LRU, by the paper or by the reference code.
+
+    The largest decay that a channel can have is `a^c`, with
+    `a = exp(-softplus(Lambda))` and `c = 8`. The two sources differ in what
+    they draw from [0.9, 0.999]:
+
+    - `"paper"`: `a^c`, uniformly. Memories of 10 to 1000 tokens.
+    - `"reference"`: `a`, uniformly in `a^2`, so that `a^c` lies in
+      [0.43, 0.992]. Memories of 1 to 125 tokens.
+
+    Args:
+        convention: `"paper"` or `"reference"`. Defaults to `"paper"`.
+        seed: int or `keras.random.SeedGenerator`. Defaults to `None`.
+
+    Raises:
+        ValueError: if `convention` is neither.
+
+    Example:
+    ```python
+    initializer = DecayInitializer("reference", seed=0)
+    recurrence_param = initializer((256,))
+    ```
+
+    Source:
+        arXiv:2402.19427, section 2.4; recurrentgemma
+        `jax/layers.py::rnn_real_param_init`.
+    """
+
+    def __init__(self, convention="paper", seed=None):
+        if convention not in CONVENTIONS:
+            raise ValueError(
+                f"`convention` must be one of {CONVENTIONS}. Received: "
+                f"{convention!r}. New models want 'paper'."
+            )
+        self.convention = convention
+        self.seed = seed
+
+    def __call__(self, shape, dtype=None):
+        if self.convention == "paper":
+            decay = keras.random.uniform(
+                shape, MIN_DECAY, MAX_DECAY, dtype="float32", seed=self.seed
+            )
+            log_a = ops.log(decay) / DECAY_SCALE
+        else:
+            square = keras.random.uniform(
+                shape,
+                MIN_DECAY**2,
+                MAX_DECAY**2,
+                dtype="float32",
+                seed=self.seed,
+            )
+            log_a = ops.log(square) / 2
+        # The inverse of log a = -softplus(Lambda).
+        return ops.cast(ops.log(ops.expm1(-log_a)), dtype or "float32")
+
+    def get_config(self):
+        return {"convention": self.convention, "seed": self.seed}

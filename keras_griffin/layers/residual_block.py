@@ -1,0 +1,110 @@
+import keras
+
+from keras_griffin.layers.gated_mlp import GatedMLP
+from keras_griffin.layers.local_mqa import LocalMQA
+from keras_griffin.layers.recurrent_block import RecurrentBlock
+from keras_griffin.layers.rms_normalization import RMSNormalization
+from keras_griffin.layers.temporal_layer import TemporalLayer
+
+
+@keras.saving.register_keras_serializable(package="keras_griffin")
+class ResidualBlock(TemporalLayer):
+    """One layer of Griffin: a mixer along time, then an MLP.
+
+    ```
+    x = x + temporal(RMSNorm(x))
+    y = x + MLP(RMSNorm(x))
+    ```
+
+    Args:
+        temporal: a `RecurrentBlock` or a `LocalMQA`.
+        mlp: a `GatedMLP`.
+        layer_norm_epsilon: float. See `RMSNormalization`. Defaults to `1e-6`.
+        dropout: float in [0, 1). Dropped part of each of the two branches'
+            outputs. Defaults to `0.0`.
+        **kwargs: see `keras.layers.Layer`.
+
+    Call arguments: see `TemporalLayer`. The state's own part is `temporal`'s.
+
+    Returns:
+        `y` `(batch, time, width)`, or `(y, state)`.
+
+    Raises:
+        ValueError: if `temporal` or `mlp` is of another type.
+
+    Example:
+    ```python
+    block = keras_griffin.layers.ResidualBlock(
+        keras_griffin.layers.RecurrentBlock(units=96, num_gate_blocks=4),
+        keras_griffin.layers.GatedMLP(intermediate_dim=192),
+    )
+    y = block(keras.random.normal((2, 10, 64)))  # (2, 10, 64)
+    ```
+
+    Source:
+        arXiv:2402.19427, section 2.1; recurrentgemma
+        `jax/modules.py::ResidualBlock`.
+    """
+
+    def __init__(
+        self, temporal, mlp, layer_norm_epsilon=1e-6, dropout=0.0, **kwargs
+    ):
+        super().__init__(**kwargs)
+        if not isinstance(temporal, (RecurrentBlock, LocalMQA)):
+            raise ValueError(
+                "`temporal` must be a RecurrentBlock or a LocalMQA. Received: "
+                f"{temporal!r}. Make one of them first."
+            )
+        if not isinstance(mlp, GatedMLP):
+            raise ValueError(
+                f"`mlp` must be a GatedMLP. Received: {mlp!r}. Make one first."
+            )
+        self.temporal = temporal
+        self.mlp = mlp
+        self.layer_norm_epsilon = layer_norm_epsilon
+        self.dropout = dropout
+
+        def norm(name):
+            return RMSNormalization(
+                epsilon=layer_norm_epsilon, dtype=self.dtype_policy, name=name
+            )
+
+        def drop(name):
+            return keras.layers.Dropout(
+                dropout, dtype=self.dtype_policy, name=name
+            )
+
+        self.temporal_norm = norm("temporal_norm")
+        self.mlp_norm = norm("mlp_norm")
+        self.temporal_dropout = drop("temporal_dropout")
+        self.mlp_dropout = drop("mlp_dropout")
+
+    def build(self, input_shape):
+        self.temporal_norm.build(input_shape)
+        self.temporal.build(input_shape)
+        self.mlp_norm.build(input_shape)
+        self.mlp.build(input_shape)
+
+    def init_mixer_state(self, batch_size, max_length=None):
+        return self.temporal.init_mixer_state(batch_size, max_length)
+
+    def mix(self, x, layout, state):
+        y, state = self.temporal.mix(self.temporal_norm(x), layout, state)
+        x = x + self.temporal_dropout(y)
+        return x + self.mlp_dropout(self.mlp(self.mlp_norm(x))), state
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "temporal": keras.layers.serialize(self.temporal),
+            "mlp": keras.layers.serialize(self.mlp),
+            "layer_norm_epsilon": self.layer_norm_epsilon,
+            "dropout": self.dropout,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        for name in ("temporal", "mlp"):
+            config[name] = keras.layers.deserialize(config[name])
+        return cls(**config)

@@ -1,0 +1,179 @@
+import math
+
+import keras
+from keras import ops
+
+from keras_griffin.kernels.rg_lru import rg_lru
+from keras_griffin.layers.block_diagonal_dense import BlockDiagonalDense
+from keras_griffin.layers.decay_initializer import DecayInitializer
+from keras_griffin.layers.temporal_layer import TemporalLayer
+
+# Initial phases of the complex unit are uniform in [0, 0.1 pi]. The paper does
+# not say. Source: recurrentgemma `jax/layers.py::RGLRU.a_imag_param_init`.
+MAX_PHASE = 0.1 * math.pi
+
+RECURRENCES = ("real", "complex")
+
+
+@keras.saving.register_keras_serializable(package="keras_griffin")
+class RGLRU(TemporalLayer):
+    """Real-gated linear recurrent unit, and its complex form CG-LRU.
+
+    ```
+    r[t] = sigmoid(W_a x[t] + b_a)                       recurrence gate
+    i[t] = sigmoid(W_x x[t] + b_x)                       input gate
+    log a[t] = -c softplus(Lambda) * r[t],  c = 8
+    h[t] = a[t] * h[t-1] + sqrt(1 - a[t]^2) * (i[t] * x[t])
+    y[t] = h[t]
+    ```
+
+    At the first token of a document the state is dropped and the input is
+    taken whole: `h = i * x`. The complex unit (`recurrence="complex"`) reads
+    the first half of `x` as real and the second half as imaginary parts, and
+    turns the state by `phase_param * r[t]` in each step.
+
+    Args:
+        units: int. Width of input, state and output [channels].
+        num_gate_blocks: int. Blocks of the two gates' block-diagonal
+            matrices; must divide `units`. Defaults to `16`.
+        recurrence: `"real"` or `"complex"`. Defaults to `"real"`.
+        decay_initializer: initializer of `Lambda`, or one of `"paper"`,
+            `"reference"` (see `DecayInitializer`). Defaults to `"paper"`.
+        gate_initializer: initializer of the gates' blocks. Defaults to a
+            normal of variance 1 / block width.
+        implementation: which kernel computes it: `"auto"` or `"ops"`; see
+            `keras_griffin.kernels.rg_lru`. Defaults to `"auto"`.
+        **kwargs: see `keras.layers.Layer`.
+
+    Call arguments: see `TemporalLayer`. The state's own part is `"recurrent"`
+        `(batch, units)`, always float32.
+
+    Returns:
+        `y` `(batch, time, units)`, or `(y, state)`.
+
+    Raises:
+        ValueError: if a size does not divide, if `x` is not `units` wide, or
+            for an unknown `recurrence` or `implementation`.
+
+    Numerics:
+        Gates, decay, normalizer and state in float32 in every dtype policy.
+        The square root's derivative is bounded at 1000.
+
+    Example:
+    ```python
+    rglru = keras_griffin.layers.RGLRU(units=64, num_gate_blocks=4)
+    x = keras.random.normal((2, 10, 64))
+    y, state = rglru(x, return_state=True)
+    state["recurrent"].shape  # (2, 64)
+    ```
+
+    Source:
+        arXiv:2402.19427, equations 1 to 6, appendix B for the complex unit;
+        recurrentgemma `jax/layers.py::RGLRU`, whose sign of `Lambda` and
+        first token are kept.
+    """
+
+    def __init__(
+        self,
+        units,
+        num_gate_blocks=16,
+        recurrence="real",
+        decay_initializer="paper",
+        gate_initializer=None,
+        implementation="auto",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if recurrence not in RECURRENCES:
+            raise ValueError(
+                f"`recurrence` must be one of {RECURRENCES}. Received: "
+                f"{recurrence!r}. The paper's language models use 'real'."
+            )
+        if recurrence == "complex" and units % 2:
+            raise ValueError(
+                "A complex recurrence needs an even `units`: half real, half "
+                f"imaginary parts. Received: units={units}. Use {units + 1}."
+            )
+        if isinstance(decay_initializer, str):
+            decay_initializer = DecayInitializer(decay_initializer)
+        self.units = units
+        self.num_gate_blocks = num_gate_blocks
+        self.recurrence = recurrence
+        self.decay_initializer = keras.initializers.get(decay_initializer)
+        self.gate_initializer = keras.initializers.get(gate_initializer)
+        self.implementation = implementation
+        # Complex numbers: each gate serves a real and an imaginary part.
+        self._num_decays = units if recurrence == "real" else units // 2
+
+        def gate(name):
+            return BlockDiagonalDense(
+                self._num_decays,
+                num_blocks=num_gate_blocks,
+                kernel_initializer=gate_initializer,
+                dtype=self.dtype_policy,
+                name=name,
+            )
+
+        self.recurrence_gate = gate("recurrence_gate")
+        self.input_gate = gate("input_gate")
+
+    def build(self, input_shape):
+        if input_shape[-1] != self.units:
+            raise ValueError(
+                "The input of an RGLRU must be `units` wide. Received: "
+                f"input of width {input_shape[-1]}, units={self.units}. "
+                "Project the input first, as RecurrentBlock does."
+            )
+        self.recurrence_gate.build(input_shape)
+        self.input_gate.build(input_shape)
+        self.recurrence_param = self.add_weight(
+            name="recurrence_param",
+            shape=(self._num_decays,),
+            initializer=self.decay_initializer,
+            # softplus(Lambda) near 0.001 would lose its digits in bfloat16.
+            autocast=False,
+        )
+        self.phase_param = None
+        if self.recurrence == "complex":
+            self.phase_param = self.add_weight(
+                name="phase_param",
+                shape=(self._num_decays,),
+                initializer=keras.initializers.RandomUniform(0.0, MAX_PHASE),
+                autocast=False,
+            )
+
+    def init_mixer_state(self, batch_size, max_length=None):
+        shape = (batch_size, self.units)
+        return {"recurrent": ops.zeros(shape, dtype="float32")}
+
+    def mix(self, x, layout, state):
+        y, final_state = rg_lru(
+            x,
+            recurrence_gate_kernel=self.recurrence_gate.kernel,
+            recurrence_gate_bias=self.recurrence_gate.bias,
+            input_gate_kernel=self.input_gate.kernel,
+            input_gate_bias=self.input_gate.bias,
+            recurrence_param=self.recurrence_param,
+            phase_param=self.phase_param,
+            reset=ops.equal(layout.positions, 0),
+            # Pads come last, so that without a final state they are harmless.
+            padding_mask=None if state is None else layout.mask,
+            initial_state=None if state is None else state["recurrent"],
+            implementation=self.implementation,
+        )
+        return y, None if state is None else {"recurrent": final_state}
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "units": self.units,
+            "num_gate_blocks": self.num_gate_blocks,
+            "recurrence": self.recurrence,
+            "decay_initializer": keras.initializers.serialize(
+                self.decay_initializer
+            ),
+            "gate_initializer": keras.initializers.serialize(
+                self.gate_initializer
+            ),
+            "implementation": self.implementation,
+        }

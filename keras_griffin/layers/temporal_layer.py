@@ -1,0 +1,149 @@
+"""What all layers that mix along time have in common."""
+
+import keras
+from keras import ops
+
+from keras_griffin.layers.token_layout import TokenLayout
+from keras_griffin.layers.token_layout import init_rows
+
+
+class TemporalLayer(keras.layers.Layer):
+    """Base of the layers that mix information along time.
+
+    A subclass gives `mix`, which computes on compact rows (see
+    `TokenLayout`), and `init_mixer_state`. This class gives them the one call
+    signature and the one state convention of the package.
+
+    Call arguments:
+        x: float tensor `(batch, time, width)`.
+        padding_mask: `(batch, time)`, true (or 1) at real tokens; the others
+            change nothing anywhere. `None`: all tokens are real.
+        segment_ids: `(batch, time)` int, for packed rows: a new document
+            starts wherever the id differs from the previous real token's.
+        initial_state: dict from `init_state` or from an earlier call with
+            `return_state=True`; the rows go on where it ends. `None`: every
+            row starts a document.
+        return_state: bool. Also return the state after the last real token.
+            Defaults to `False`.
+        positions: `(batch, time)` int. Position of each token in its document,
+            from 0, if the caller has them; pads then have to come last in
+            each row. Defaults to `None`: they are found from the rest.
+
+    Returns:
+        `y` `(batch, time, width)`, or `(y, state)`. The state is a dict of
+        arrays whose axis 0 is the batch. Outputs at pads have no meaning.
+    """
+
+    def call(
+        self,
+        x,
+        padding_mask=None,
+        segment_ids=None,
+        initial_state=None,
+        return_state=False,
+        positions=None,
+    ):
+        self._check_call(x, padding_mask, segment_ids, positions)
+        batch, time = ops.shape(x)[:2]
+        layout = TokenLayout(
+            batch, time, padding_mask, segment_ids, initial_state, positions
+        )
+        if return_state and initial_state is None:
+            initial_state = self.init_state(batch)
+        y, mixer_state = self.mix(layout.compact(x), layout, initial_state)
+        y = layout.restore(y)
+        if not return_state:
+            return y
+        return y, {**layout.next_rows(batch), **mixer_state}
+
+    def mix(self, x, layout, state):
+        """Computes on compact rows.
+
+        Args:
+            x: `(batch, time, width)`, pads last.
+            layout: the `TokenLayout` of `x`.
+            state: dict of arrays, or `None` to start and to end without one.
+
+        Returns:
+            `(y, state)`: the layer's own part of the state, `None` where no
+            state was given.
+        """
+        raise NotImplementedError(
+            f"A temporal layer has to define `mix`. Received: "
+            f"{type(self).__name__}, which does not. Define it."
+        )
+
+    def init_mixer_state(self, batch_size, max_length=None):
+        """Returns the layer's own part of a fresh state."""
+        raise NotImplementedError(
+            f"A temporal layer has to define `init_mixer_state`. Received: "
+            f"{type(self).__name__}, which does not. Define it."
+        )
+
+    def init_state(self, batch_size, max_length=None):
+        """Returns the state of `batch_size` rows that have seen no token.
+
+        Args:
+            batch_size: int. Number of rows.
+            max_length: int. Tokens that a row may have in all. Only global
+                attention needs it; the other layers' states do not grow.
+                Defaults to `None`.
+
+        Returns:
+            dict of arrays, axis 0 of each is the batch.
+        """
+        return {
+            **init_rows(batch_size),
+            **self.init_mixer_state(batch_size, max_length),
+        }
+
+    def compute_output_spec(
+        self,
+        x,
+        padding_mask=None,
+        segment_ids=None,
+        initial_state=None,
+        return_state=False,
+        positions=None,
+    ):
+        self._check_call(x, padding_mask, segment_ids, positions)
+        y = keras.KerasTensor(x.shape, dtype=self.compute_dtype)
+        if not return_state:
+            return y
+        state = keras.backend.compute_output_spec(lambda: self.init_state(1))
+        return y, {
+            name: keras.KerasTensor(
+                (x.shape[0],) + tuple(leaf.shape[1:]), dtype=leaf.dtype
+            )
+            for name, leaf in state.items()
+        }
+
+    def _check_call(self, x, padding_mask, segment_ids, positions):
+        if len(x.shape) != 3:
+            raise ValueError(
+                "`x` must have shape (batch, time, width). Received: "
+                f"x.shape={tuple(x.shape)}. Add the missing axis."
+            )
+        for name, value in (
+            ("padding_mask", padding_mask),
+            ("segment_ids", segment_ids),
+            ("positions", positions),
+        ):
+            if value is None:
+                continue
+            check_row_shape(name, value, x)
+
+
+def check_row_shape(name, value, x):
+    """Raises unless `value` is (batch, time) like the first axes of `x`."""
+    expected, shape = tuple(x.shape[:2]), tuple(value.shape)
+    matches = len(shape) == 2 and all(
+        a is None or b is None or a == b
+        for a, b in zip(expected, shape, strict=True)
+    )
+    if not matches:
+        raise ValueError(
+            f"`{name}` must have shape (batch, time), one entry a token. "
+            f"Received: {name}.shape={shape} for tokens of shape {expected}. "
+            "Give one value for every token of every row."
+        )

@@ -1,0 +1,163 @@
+"""Where each token of a batch stands: in its document, row and state."""
+
+from keras import ops
+
+from keras_griffin.kernels.linear_scan import linear_scan
+
+# The part of every temporal layer's state that counts tokens.
+ROW_KEYS = ("position", "segment_id", "length")
+
+
+def init_rows(batch_size):
+    """Returns the counters of `batch_size` rows that have seen no token."""
+    return {key: ops.zeros((batch_size,), dtype="int32") for key in ROW_KEYS}
+
+
+class TokenLayout:
+    """Positions of tokens in their documents, with pads moved out of the way.
+
+    All temporal layers compute on compact rows: real tokens first, pads last.
+    There a pad can change no real token, a window of `k` tokens is a slice,
+    and `positions` says everything about documents: a new one starts where
+    the position is 0, and a token may look back `s` tokens if and only if its
+    position is at least `s`.
+
+    Args:
+        batch: int or scalar tensor. Number of rows.
+        time: int or scalar tensor. Tokens in a row.
+        padding_mask: `(batch, time)`, true at real tokens. `None`: all are.
+        segment_ids: `(batch, time)` int. A new document starts wherever the id
+            differs from that of the previous real token. `None`: every row
+            goes on with the document it is in.
+        state: dict with the `ROW_KEYS`, from an earlier call, or `None`.
+        positions: `(batch, time)` int, when they are known already. Pads then
+            have to be last, and `segment_ids` is not needed.
+
+    Attributes:
+        positions: `(batch, time)` int32, on compact rows.
+        mask: `(batch, time)` bool on compact rows, or `None` without pads.
+        place: `(batch, time)` int32, the column to which each token moved, or
+            `None` if none did.
+    """
+
+    def __init__(
+        self,
+        batch,
+        time,
+        padding_mask=None,
+        segment_ids=None,
+        state=None,
+        positions=None,
+    ):
+        self._time = time
+        self._state = state
+        self.place = None
+        self.mask = None
+        self._order = None
+        self._num_real = None
+        if padding_mask is not None:
+            self.mask = ops.cast(padding_mask, "bool")
+            self._num_real = ops.sum(ops.cast(self.mask, "int32"), axis=1)
+            # A single column has nowhere to move.
+            if positions is None and not _is_one(time):
+                self._set_order()
+        if segment_ids is not None:
+            segment_ids = self.compact(ops.cast(segment_ids, "int32"))
+        self._segment_ids = segment_ids
+        if positions is None:
+            positions = self._find_positions(batch)
+        self.positions = ops.cast(positions, "int32")
+
+    def _set_order(self):
+        real = ops.cast(self.mask, "int32")
+        columns = ops.arange(self._time, dtype="int32")[None, :]
+        num_real = self._num_real[:, None]
+        self.place = ops.where(
+            self.mask,
+            ops.cumsum(real, axis=1) - 1,
+            num_real + ops.cumsum(1 - real, axis=1) - 1,
+        )
+        self._order = ops.argsort(
+            ops.where(self.mask, columns, columns + self._time), axis=1
+        )
+        self.mask = columns < num_real
+
+    def _find_positions(self, batch):
+        columns = ops.arange(self._time, dtype="int32")[None, :]
+        columns = ops.broadcast_to(columns, (batch, self._time))
+        if self._segment_ids is None:
+            if self._state is None:
+                return columns
+            return self._state["position"][:, None] + columns
+        ids = self._segment_ids
+        if self._state is None:
+            before = ids[:, :1]
+            count = ops.zeros_like(ids[:, 0])
+        else:
+            before = self._state["segment_id"][:, None]
+            count = self._state["position"]
+        same = ops.equal(ids, ops.concatenate([before, ids[:, :-1]], axis=1))
+        # count[t] = same[t] count[t-1] + 1 counts the document's tokens up to
+        # t; float32 is exact to 2^24 tokens.
+        same = ops.cast(same, "float32")[:, :, None]
+        count, _ = linear_scan(
+            ops.ones_like(same),
+            same,
+            initial_state=ops.cast(count, "float32")[:, None],
+            implementation="ops",
+        )
+        return ops.cast(count[:, :, 0], "int32") - 1
+
+    def compact(self, x):
+        """Moves real tokens of `x` `(batch, time, ...)` to the front."""
+        if self._order is None:
+            return x
+        return permute(x, self._order)
+
+    def restore(self, x):
+        """Undoes `compact`."""
+        if self.place is None:
+            return x
+        return permute(x, self.place)
+
+    def last(self, values, before):
+        """Value at each row's last real token; `before` `(batch,)` if none."""
+        if self.mask is None:
+            return values[:, -1]
+        index = ops.maximum(self._num_real - 1, 0)[:, None]
+        value = ops.take_along_axis(values, index, axis=1)[:, 0]
+        return ops.where(self._num_real > 0, value, before)
+
+    @property
+    def num_real(self):
+        """Real tokens of each row: `(batch,)` int32, or an int for all."""
+        return self._time if self._num_real is None else self._num_real
+
+    def next_rows(self, batch):
+        """Returns the row counters after these tokens."""
+        rows = self._state or init_rows(batch)
+        position, segment_id = rows["position"], rows["segment_id"]
+        if not _is_zero(self._time):
+            position = self.last(self.positions + 1, position)
+            if self._segment_ids is not None:
+                segment_id = self.last(self._segment_ids, segment_id)
+        return {
+            "position": position,
+            "segment_id": segment_id,
+            "length": rows["length"] + ops.cast(self.num_real, "int32"),
+        }
+
+
+def permute(x, index):
+    """Reorders axis 1 of `x` `(batch, time, ...)` by `index` (batch, time)."""
+    for _ in range(len(x.shape) - 2):
+        index = index[..., None]
+    return ops.take_along_axis(x, index, axis=1)
+
+
+def _is_one(time):
+    return isinstance(time, int) and time == 1
+
+
+def _is_zero(time):
+    return isinstance(time, int) and time == 0

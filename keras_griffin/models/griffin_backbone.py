@@ -1,0 +1,493 @@
+import keras
+import ml_dtypes
+import numpy as np
+from keras import ops
+from keras_hub.models import Backbone
+
+from keras_griffin.converters import huggingface
+from keras_griffin.layers.block_diagonal_dense import fan_in_normal
+from keras_griffin.layers.gated_mlp import GatedMLP
+from keras_griffin.layers.local_mqa import LocalMQA
+from keras_griffin.layers.recurrent_block import RecurrentBlock
+from keras_griffin.layers.residual_block import ResidualBlock
+from keras_griffin.layers.rms_normalization import RMSNormalization
+from keras_griffin.layers.temporal_layer import check_row_shape
+from keras_griffin.layers.token_layout import ROW_KEYS
+from keras_griffin.layers.token_layout import TokenLayout
+from keras_griffin.layers.token_layout import init_rows
+from keras_griffin.layers.token_layout import permute
+from keras_griffin.models.preset_loading import build_arguments
+from keras_griffin.models.preset_loading import find_preset
+
+BLOCK_TYPES = ("recurrent", "local_attention", "global_attention")
+
+
+@keras.saving.register_keras_serializable(package="keras_griffin")
+class _CompactRows(keras.layers.Layer):
+    """Moves real tokens to the front and finds their positions, once."""
+
+    def call(self, token_ids, padding_mask, segment_ids=None):
+        batch, time = ops.shape(token_ids)
+        layout = TokenLayout(batch, time, padding_mask, segment_ids)
+        place = layout.place
+        if place is None:
+            place = ops.broadcast_to(
+                ops.arange(time, dtype="int32")[None], (batch, time)
+            )
+        return layout.compact(token_ids), layout.positions, place
+
+    def compute_output_spec(self, token_ids, padding_mask, segment_ids=None):
+        return tuple(
+            keras.KerasTensor(token_ids.shape, dtype="int32") for _ in range(3)
+        )
+
+
+@keras.saving.register_keras_serializable(package="keras_griffin")
+class _RestoreRows(keras.layers.Layer):
+    """Puts the outputs of compact rows back where the tokens were."""
+
+    def call(self, x, place):
+        return permute(x, place)
+
+    def compute_output_spec(self, x, place):
+        return keras.KerasTensor(x.shape, dtype=self.compute_dtype)
+
+
+@keras.saving.register_keras_serializable(package="keras_griffin")
+class GriffinBackbone(Backbone):
+    """The Griffin family without a head: embedding, residual blocks, norm.
+
+    Griffin (two recurrent blocks, one of local attention, repeated), Hawk
+    (all recurrent), the MQA Transformer (all global attention) and
+    RecurrentGemma differ only in these arguments. For text generation see
+    `GriffinCausalLM`.
+
+    Args:
+        vocabulary_size: int. Number of token ids.
+        num_layers: int. Number of residual blocks.
+        hidden_dim: int. Width of the residual stream, `D` in the paper.
+        intermediate_dim: int. Width of each branch of the MLP; the paper uses
+            `3 * hidden_dim`.
+        num_query_heads: int. Query heads of attention; one key/value head.
+        head_dim: int. Width of a head. Defaults to
+            `hidden_dim // num_query_heads`.
+        recurrent_dim: int. Width of the recurrent branches, `D_RNN` in the
+            paper (about 4/3 of `hidden_dim` there). Defaults to `hidden_dim`.
+        block_types: sequence of `"recurrent"`, `"local_attention"` and
+            `"global_attention"`. A pattern shorter than `num_layers` repeats
+            from its start. Defaults to
+            `("recurrent", "recurrent", "local_attention")`.
+        attention_window_size: int. `W`: a token sees itself and the `W`
+            tokens before it. Defaults to `1024` [tokens].
+        num_gate_blocks: int. Blocks of the RG-LRU's gates: 16 in the paper,
+            the number of heads in RecurrentGemma. Defaults to `16`.
+        conv_kernel_size: int. Defaults to `4` [tokens].
+        recurrence: `"real"` (RG-LRU) or `"complex"` (CG-LRU). Defaults to
+            `"real"`.
+        scale_embeddings: bool. Multiply embeddings by `sqrt(hidden_dim)`,
+            rounded to bfloat16 as RecurrentGemma does. Defaults to `False`.
+        final_logit_soft_cap: float. `GriffinCausalLM` bounds logits to it by
+            a tanh. `None`: no bound. Defaults to `None`.
+        rope_max_wavelength: float. See `LocalMQA`. Defaults to `10_000.0`.
+        rope_fraction: float. See `LocalMQA`. Defaults to `0.5`.
+        layer_norm_epsilon: float. Defaults to `1e-6`.
+        dropout: float in [0, 1). On the embeddings and on the output of each
+            branch. Defaults to `0.0`.
+        implementation: which kernel computes the recurrence. See `RGLRU`.
+            Defaults to `"auto"`.
+        decay_initializer: `"paper"` or `"reference"`. See
+            `DecayInitializer`. Defaults to `"paper"`.
+        dtype: dtype or policy of the computations and weights. Defaults to
+            `None`: Keras' own default.
+
+    Call arguments:
+        inputs: dict of `"token_ids"` `(batch, time)` int, `"padding_mask"`
+            `(batch, time)`, 1 at real tokens, and optionally `"segment_ids"`
+            `(batch, time)` int for packed documents.
+
+    Returns:
+        `(batch, time, hidden_dim)`. Outputs at pads have no meaning.
+
+    Raises:
+        ValueError: for sizes that do not divide, unknown block types, and
+            NumPy inputs of a wrong shape or with ids out of the vocabulary.
+
+    Example:
+    ```python
+    backbone = keras_griffin.GriffinBackbone(
+        vocabulary_size=256,
+        num_layers=3,
+        hidden_dim=64,
+        intermediate_dim=192,
+        num_query_heads=4,
+        attention_window_size=32,
+    )
+    hidden = backbone({
+        "token_ids": np.ones((2, 100), "int32"),
+        "padding_mask": np.ones((2, 100), "int32"),
+    })  # (2, 100, 64)
+    ```
+
+    Source:
+        arXiv:2402.19427, section 2; arXiv:2404.07839; recurrentgemma
+        `jax/griffin.py::Griffin`.
+    """
+
+    def __init__(
+        self,
+        vocabulary_size,
+        num_layers,
+        hidden_dim,
+        intermediate_dim,
+        num_query_heads,
+        head_dim=None,
+        recurrent_dim=None,
+        block_types=("recurrent", "recurrent", "local_attention"),
+        attention_window_size=1024,
+        num_gate_blocks=16,
+        conv_kernel_size=4,
+        recurrence="real",
+        scale_embeddings=False,
+        final_logit_soft_cap=None,
+        rope_max_wavelength=10_000.0,
+        rope_fraction=0.5,
+        layer_norm_epsilon=1e-6,
+        dropout=0.0,
+        implementation="auto",
+        decay_initializer="paper",
+        dtype=None,
+        **kwargs,
+    ):
+        _check_positive(
+            vocabulary_size=vocabulary_size,
+            num_layers=num_layers,
+            hidden_dim=hidden_dim,
+            intermediate_dim=intermediate_dim,
+            num_query_heads=num_query_heads,
+        )
+        block_types = _check_block_types(block_types)
+        if final_logit_soft_cap is not None and final_logit_soft_cap <= 0:
+            raise ValueError(
+                "`final_logit_soft_cap` must be positive, or None for no cap. "
+                f"Received: {final_logit_soft_cap}. RecurrentGemma uses 30."
+            )
+        if head_dim is None:
+            if hidden_dim % num_query_heads:
+                raise ValueError(
+                    "`num_query_heads` must divide `hidden_dim` unless "
+                    "`head_dim` is given. Received: num_query_heads="
+                    f"{num_query_heads}, hidden_dim={hidden_dim}. Give "
+                    "`head_dim`, or a divisor."
+                )
+            head_dim = hidden_dim // num_query_heads
+        recurrent_dim = recurrent_dim or hidden_dim
+        # Each of the 2 branches of every block adds to the residual stream;
+        # this keeps its variance. Source: recurrentgemma `jax/modules.py`.
+        output_kernel_initializer = fan_in_normal(2.0 / num_layers)
+
+        # === Layers ===
+        self._compact_rows = _CompactRows(dtype=dtype, name="compact_rows")
+        self._restore_rows = _RestoreRows(dtype=dtype, name="restore_rows")
+        self.token_embedding = keras.layers.ReversibleEmbedding(
+            vocabulary_size,
+            hidden_dim,
+            embeddings_initializer=keras.initializers.RandomNormal(
+                stddev=hidden_dim**-0.5
+            ),
+            dtype=dtype,
+            name="token_embedding",
+        )
+        self.embedding_dropout = keras.layers.Dropout(
+            dropout, dtype=dtype, name="embedding_dropout"
+        )
+        self.blocks = []
+        for i in range(num_layers):
+            block_type = block_types[i % len(block_types)]
+            if block_type == "recurrent":
+                temporal = RecurrentBlock(
+                    recurrent_dim,
+                    num_gate_blocks=num_gate_blocks,
+                    conv_kernel_size=conv_kernel_size,
+                    recurrence=recurrence,
+                    decay_initializer=decay_initializer,
+                    output_kernel_initializer=output_kernel_initializer,
+                    implementation=implementation,
+                    dtype=dtype,
+                    name="recurrent_block",
+                )
+            else:
+                temporal = LocalMQA(
+                    num_query_heads,
+                    head_dim,
+                    window_size=(
+                        attention_window_size
+                        if block_type == "local_attention"
+                        else None
+                    ),
+                    rope_max_wavelength=rope_max_wavelength,
+                    rope_fraction=rope_fraction,
+                    output_kernel_initializer=output_kernel_initializer,
+                    dtype=dtype,
+                    name="attention",
+                )
+            mlp = GatedMLP(
+                intermediate_dim,
+                output_kernel_initializer=output_kernel_initializer,
+                dtype=dtype,
+                name="mlp",
+            )
+            self.blocks.append(
+                ResidualBlock(
+                    temporal,
+                    mlp,
+                    layer_norm_epsilon=layer_norm_epsilon,
+                    dropout=dropout,
+                    dtype=dtype,
+                    name=f"block_{i}",
+                )
+            )
+        self.final_norm = RMSNormalization(
+            epsilon=layer_norm_epsilon, dtype=dtype, name="final_norm"
+        )
+
+        # === Functional Model ===
+        self.embedding_scale = 1.0
+        if scale_embeddings:
+            self.embedding_scale = float(ml_dtypes.bfloat16(hidden_dim**0.5))
+        token_ids = keras.Input((None,), dtype="int32", name="token_ids")
+        padding_mask = keras.Input((None,), dtype="int32", name="padding_mask")
+        segment_ids = keras.Input(
+            (None,), dtype="int32", name="segment_ids", optional=True
+        )
+        compact_ids, positions, place = self._compact_rows(
+            token_ids, padding_mask, segment_ids
+        )
+        x = self._embed(compact_ids)
+        for block in self.blocks:
+            x = block(x, positions=positions)
+        x = self._restore_rows(self.final_norm(x), place)
+        super().__init__(
+            inputs={
+                "token_ids": token_ids,
+                "padding_mask": padding_mask,
+                "segment_ids": segment_ids,
+            },
+            outputs=x,
+            dtype=dtype,
+            **kwargs,
+        )
+
+        # === Config ===
+        self.vocabulary_size = vocabulary_size
+        self.num_layers = num_layers
+        self.hidden_dim = hidden_dim
+        self.intermediate_dim = intermediate_dim
+        self.num_query_heads = num_query_heads
+        self.head_dim = head_dim
+        self.recurrent_dim = recurrent_dim
+        self.block_types = block_types
+        self.attention_window_size = attention_window_size
+        self.num_gate_blocks = num_gate_blocks
+        self.conv_kernel_size = conv_kernel_size
+        self.recurrence = recurrence
+        self.scale_embeddings = scale_embeddings
+        self.final_logit_soft_cap = final_logit_soft_cap
+        self.rope_max_wavelength = rope_max_wavelength
+        self.rope_fraction = rope_fraction
+        self.layer_norm_epsilon = layer_norm_epsilon
+        self.dropout = dropout
+        self.implementation = implementation
+        self.decay_initializer = decay_initializer
+
+    @classmethod
+    def from_preset(cls, preset, load_weights=True, **kwargs):
+        """Builds the backbone of a preset. See `GriffinCausalLM.from_preset`.
+
+        Args:
+            preset: str. A name, a folder or a handle.
+            load_weights: bool. Defaults to `True`.
+            **kwargs: arguments of the constructor to override, `dtype` say.
+
+        Returns:
+            A `GriffinBackbone`.
+
+        Raises:
+            ValueError: as `GriffinCausalLM.from_preset`.
+        """
+        source = find_preset(preset, load_weights)
+        if source.kind == "keras":
+            return super().from_preset(source.path, load_weights, **kwargs)
+        backbone = cls(**{**build_arguments(source), **kwargs})
+        if load_weights:
+            huggingface.load_weights(backbone, source.path)
+        return backbone
+
+    def _embed(self, token_ids):
+        x = self.token_embedding(token_ids)
+        if self.embedding_scale != 1.0:
+            x = x * self.embedding_scale
+        return self.embedding_dropout(x)
+
+    def __call__(self, inputs, *args, **kwargs):
+        inputs = fill_inputs(inputs)
+        check_inputs(inputs, self.vocabulary_size)
+        return super().__call__(inputs, *args, **kwargs)
+
+    def call(self, inputs, *args, **kwargs):
+        # On JAX, `fit` comes here without passing `__call__`.
+        return super().call(fill_inputs(inputs), *args, **kwargs)
+
+    def init_state(self, batch_size, max_length=None):
+        """Returns the state of `batch_size` rows that have seen no token.
+
+        Args:
+            batch_size: int. Number of rows.
+            max_length: int. Tokens that a row may have in all. Only global
+                attention needs it. Defaults to `None`.
+
+        Returns:
+            dict: `"position"` `(batch,)` int32 of the next token in its
+            document, `"segment_id"` `(batch,)` of the last token, `"length"`
+            `(batch,)` tokens seen, and `"blocks"`, a list with one dict a
+            block (`"inputs"` and `"recurrent"`, or `"keys"` and `"values"`).
+            Axis 0 of every array is the batch.
+
+        Raises:
+            ValueError: if there is global attention and no `max_length`.
+        """
+        return {
+            **init_rows(batch_size),
+            "blocks": [
+                block.init_mixer_state(batch_size, max_length)
+                for block in self.blocks
+            ],
+        }
+
+    def call_with_state(
+        self, token_ids, state, padding_mask=None, segment_ids=None
+    ):
+        """Goes on from `state`: hidden states of new tokens, and their state.
+
+        One call over `T1 + T2` tokens equals two over `T1` and `T2` with the
+        state handed on. Differentiable in the state's float arrays.
+
+        Args:
+            token_ids: `(batch, time)` int.
+            state: from `init_state` or from an earlier call.
+            padding_mask: `(batch, time)`, true at real tokens. `None`: all.
+            segment_ids: `(batch, time)` int. `None`: every row goes on with
+                the document that it is in.
+
+        Returns:
+            `(hidden, state)`: `(batch, time, hidden_dim)` and the state after
+            each row's last real token.
+        """
+        batch, time = ops.shape(token_ids)
+        rows = {key: state[key] for key in ROW_KEYS}
+        layout = TokenLayout(batch, time, padding_mask, segment_ids, rows)
+        x = self._embed(layout.compact(token_ids))
+        blocks = []
+        for block, block_state in zip(
+            self.blocks, state["blocks"], strict=True
+        ):
+            x, block_state = block.mix(x, layout, {**rows, **block_state})
+            blocks.append(block_state)
+        x = layout.restore(self.final_norm(x))
+        return x, {**layout.next_rows(batch), "blocks": blocks}
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "vocabulary_size": self.vocabulary_size,
+            "num_layers": self.num_layers,
+            "hidden_dim": self.hidden_dim,
+            "intermediate_dim": self.intermediate_dim,
+            "num_query_heads": self.num_query_heads,
+            "head_dim": self.head_dim,
+            "recurrent_dim": self.recurrent_dim,
+            "block_types": list(self.block_types),
+            "attention_window_size": self.attention_window_size,
+            "num_gate_blocks": self.num_gate_blocks,
+            "conv_kernel_size": self.conv_kernel_size,
+            "recurrence": self.recurrence,
+            "scale_embeddings": self.scale_embeddings,
+            "final_logit_soft_cap": self.final_logit_soft_cap,
+            "rope_max_wavelength": self.rope_max_wavelength,
+            "rope_fraction": self.rope_fraction,
+            "layer_norm_epsilon": self.layer_norm_epsilon,
+            "dropout": self.dropout,
+            "implementation": self.implementation,
+            "decay_initializer": self.decay_initializer,
+        }
+
+
+def fill_inputs(inputs):
+    """Adds what may be left out of a dict of inputs."""
+    if isinstance(inputs, dict) and "segment_ids" not in inputs:
+        return {**inputs, "segment_ids": None}
+    return inputs
+
+
+def check_inputs(inputs, vocabulary_size):
+    """Raises for inputs that no model could take; looks at NumPy arrays only.
+
+    On an accelerator an id out of range reads another token's embedding
+    without a word, and looking at a device array would wait for the device.
+    """
+    if not isinstance(inputs, dict) or "token_ids" not in inputs:
+        raise ValueError(
+            "Inputs must be a dict with 'token_ids' and 'padding_mask'. "
+            f"Received: {type(inputs).__name__}"
+            + (f" with {sorted(inputs)}" if isinstance(inputs, dict) else "")
+            + ". Text is tokenized by a GriffinCausalLMPreprocessor."
+        )
+    token_ids = inputs["token_ids"]
+    if len(token_ids.shape) != 2:
+        raise ValueError(
+            "`token_ids` must have shape (batch, time). Received: shape "
+            f"{tuple(token_ids.shape)}. Add the missing axis."
+        )
+    for name in ("padding_mask", "segment_ids"):
+        if inputs.get(name) is not None:
+            check_row_shape(name, inputs[name], token_ids)
+    if isinstance(token_ids, np.ndarray):
+        check_token_ids(token_ids, vocabulary_size)
+
+
+def check_token_ids(token_ids, vocabulary_size):
+    """Raises unless a NumPy array holds ids of the vocabulary."""
+    if not np.issubdtype(token_ids.dtype, np.integer):
+        raise ValueError(
+            "`token_ids` must be integers. Received: dtype "
+            f"{token_ids.dtype}. Text is tokenized by a "
+            "GriffinCausalLMPreprocessor."
+        )
+    if token_ids.size == 0:
+        return
+    low, high = int(token_ids.min()), int(token_ids.max())
+    if low < 0 or high >= vocabulary_size:
+        raise ValueError(
+            f"`token_ids` must lie in [0, {vocabulary_size - 1}]. Received: "
+            f"ids from {low} to {high}. Is the tokenizer this model's own?"
+        )
+
+
+def _check_positive(**sizes):
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(
+                f"`{name}` must be at least 1. Received: {name}={size}. Give "
+                "a positive integer."
+            )
+
+
+def _check_block_types(block_types):
+    block_types = tuple(block_types)
+    unknown = [name for name in block_types if name not in BLOCK_TYPES]
+    if unknown or not block_types:
+        raise ValueError(
+            f"`block_types` must name at least one of {BLOCK_TYPES}. "
+            f"Received: {block_types}. Griffin is ('recurrent', 'recurrent', "
+            "'local_attention'), Hawk ('recurrent',)."
+        )
+    return block_types

@@ -1,0 +1,32 @@
+import os
+import socket
+import sys
+
+import pytest
+
+# Read when Keras is imported, which is later.
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+LOOPBACK = ("127.", "::1", "localhost")
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers():
+    """Every test draws the same numbers, alone or among others."""
+    keras = sys.modules.get("keras")
+    if keras is not None:
+        keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """A test that would download something fails at once, and says so."""
+    connect = socket.socket.connect
+
+    def local_connect(self, address):
+        internet = self.family in (socket.AF_INET, socket.AF_INET6)
+        if internet and not str(address[0]).startswith(LOOPBACK):
+            raise OSError(f"Tests use no network. Received: {address}")
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", local_connect)

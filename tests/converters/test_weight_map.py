@@ -1,0 +1,168 @@
+import types
+import weakref
+
+import keras
+import numpy as np
+import pytest
+
+from keras_griffin.converters import weight_map
+from keras_griffin.converters.weight_map import LAYOUTS
+from keras_griffin.converters.weight_map import Weight
+from keras_griffin.converters.weight_map import WeightMap
+
+OUR_SHAPES = {
+    "same": (2, 3),
+    "transposed": (2, 3),
+    "depthwise": (4, 3),
+    "row": (3,),
+}
+THEIR_SHAPES = {
+    "same": (2, 3),
+    "transposed": (3, 2),
+    "depthwise": (3, 1, 4),
+    "row": (1, 1, 3),
+}
+TABLE = [
+    Weight("kernel", "linear", "transposed"),
+    Weight("gate", "both", "row", part=0),
+    Weight("up", "both", "row", part=1),
+]
+
+
+def make_model(dtype="float32"):
+    def variable(*shape):
+        return keras.Variable(np.zeros(shape), dtype=dtype)
+
+    return types.SimpleNamespace(
+        kernel=variable(2, 3), gate=variable(5), up=variable(5)
+    )
+
+
+def make_tensors():
+    return {
+        "linear": np.arange(6.0).reshape(3, 2).astype("float16"),
+        "both": np.arange(10.0).reshape(2, 1, 1, 5).astype("float16"),
+    }
+
+
+def load(model, tensors):
+    weight_map.load(
+        TABLE,
+        model,
+        shapes={name: x.shape for name, x in tensors.items()},
+        read=tensors.__getitem__,
+        origin="memory",
+    )
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_layout_and_its_inverse(layout):
+    ours = np.arange(np.prod(OUR_SHAPES[layout])).reshape(OUR_SHAPES[layout])
+    theirs = LAYOUTS[layout].to_theirs(ours)
+    assert theirs.shape == THEIR_SHAPES[layout]
+    np.testing.assert_array_equal(LAYOUTS[layout].to_ours(theirs), ours)
+
+
+def test_load_and_export_are_inverse():
+    model = make_model()
+    load(model, make_tensors())
+    np.testing.assert_array_equal(
+        keras.ops.convert_to_numpy(model.kernel.value), [[0, 2, 4], [1, 3, 5]]
+    )
+    np.testing.assert_array_equal(
+        keras.ops.convert_to_numpy(model.up.value), [5, 6, 7, 8, 9]
+    )
+    exported = dict(weight_map.export(TABLE, model))
+    assert list(exported) == ["linear", "both"]
+    for name, tensor in make_tensors().items():
+        assert exported[name].dtype == "float32"
+        np.testing.assert_array_equal(exported[name], tensor)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_load_casts_to_the_variable(dtype):
+    model = make_model(dtype)
+    load(model, {k: x.astype("float32") for k, x in make_tensors().items()})
+    assert model.up.dtype == dtype
+    np.testing.assert_array_equal(
+        keras.ops.convert_to_numpy(model.up.value).astype("float32"),
+        [5, 6, 7, 8, 9],
+    )
+
+
+def test_load_does_not_keep_or_share_tensors():
+    model, tensors = make_model(), make_tensors()
+    tensors = {k: x.astype("float32") for k, x in tensors.items()}
+    load(model, tensors)
+    tensors["linear"][:] = -1
+    assert keras.ops.convert_to_numpy(model.kernel.value).min() == 0
+
+
+def test_load_holds_one_tensor_at_a_time():
+    tensors, alive = make_tensors(), []
+
+    def read(name):
+        assert not any(reference() is not None for reference in alive)
+        tensor = tensors[name].copy()
+        alive.append(weakref.ref(tensor))
+        return tensor
+
+    shapes = {name: x.shape for name, x in tensors.items()}
+    weight_map.load(TABLE, make_model(), shapes, read, "memory")
+    assert len(alive) == len(TABLE)
+
+
+def test_missing_tensor():
+    tensors = make_tensors()
+    del tensors["linear"]
+    with pytest.raises(ValueError, match="every weight.*without linear"):
+        load(make_model(), tensors)
+
+
+def test_unknown_tensor():
+    tensors = {**make_tensors(), "extra": np.zeros(1)}
+    with pytest.raises(ValueError, match="nothing but.*with extra besides"):
+        load(make_model(), tensors)
+
+
+def test_wrong_shape_of_a_part():
+    tensors = {**make_tensors(), "both": np.zeros((3, 1, 1, 5))}
+    match = r"both \(3, 1, 1, 5\) instead of \(2, 1, 1, 5\)"
+    with pytest.raises(ValueError, match=match):
+        load(make_model(), tensors)
+
+
+def test_nothing_is_assigned_when_a_shape_is_wrong():
+    model = make_model()
+    tensors = {**make_tensors(), "both": np.zeros((2, 1, 1, 6))}
+    with pytest.raises(ValueError, match="shapes of the backbone"):
+        load(model, tensors)
+    assert not keras.ops.convert_to_numpy(model.kernel.value).any()
+
+
+def test_long_lists_of_names_are_cut():
+    tensors = {**make_tensors(), **{f"x{i}": np.zeros(1) for i in range(9)}}
+    with pytest.raises(ValueError, match="x0, x1, x2, x3, x4 and 4 more"):
+        load(make_model(), tensors)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_numbers_that_are_not_finite(value):
+    tensors = make_tensors()
+    tensors["both"][1, 0, 0, 2] = value
+    with pytest.raises(ValueError, match="both with 1 of 5 that are NaN"):
+        load(make_model(), tensors)
+
+
+def test_numbers_that_overflow_the_variable():
+    tensors = {k: x.astype("float32") for k, x in make_tensors().items()}
+    tensors["linear"][0, 0] = 1e5  # the largest float16 is 65504
+    with pytest.raises(ValueError, match="finite numbers in float16"):
+        load(make_model("float16"), tensors)
+
+
+def test_complex_recurrence_needs_rows_for_it():
+    real_only = WeightMap("This format", (), (), (), ())
+    backbone = types.SimpleNamespace(recurrence="complex")
+    with pytest.raises(ValueError, match="This format can only hold"):
+        weight_map.rows(real_only, backbone)
