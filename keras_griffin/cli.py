@@ -199,10 +199,11 @@ def _generate(arguments):
     if prompt is None:
         prompt = "" if sys.stdin.isatty() else sys.stdin.read().rstrip("\n")
 
-    # TensorFlow, if something needs it later, keeps its remarks to itself.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only
     with start_up.quiet_tensorflow():
         from keras_griffin.models.griffin_causal_lm import GriffinCausalLM
+
+        _settle_tensorflow()
     try:
         model = GriffinCausalLM.from_preset(preset)
     except (ImportError, OSError, ValueError) as error:
@@ -253,7 +254,7 @@ def _choose_backend(requested):
     """Sets KERAS_BACKEND, which Keras reads when it is imported."""
     installed = [b for b in BACKENDS if start_up.is_installed(b)]
     name = requested or os.environ.get("KERAS_BACKEND")
-    if name is None:
+    if not name:
         if not installed:
             raise CommandError(
                 "No backend is installed. For JAX: "
@@ -277,6 +278,24 @@ def _choose_backend(requested):
             f"Keras already runs on {keras.config.backend()} in this process, "
             f"so --backend {name} needs a new one."
         )
+
+
+def _settle_tensorflow():
+    """Lets TensorFlow look for GPUs now, and keeps it off another's memory.
+
+    KerasHub's tokenizer uses TensorFlow, where it is installed, under every
+    backend. At its first use it would take all memory of all GPUs.
+    """
+    tensorflow = sys.modules.get("tensorflow")
+    if tensorflow is None:
+        return
+    if os.environ["KERAS_BACKEND"] == "tensorflow":
+        tensorflow.config.list_physical_devices()
+        return
+    try:
+        tensorflow.config.set_visible_devices([], "GPU")
+    except RuntimeError:  # in use already, in a process that is not ours
+        return
 
 
 def _sampler(arguments):

@@ -10,10 +10,12 @@ from pathlib import Path
 
 # TensorFlow prints these while its libraries are loaded, before it reads
 # TF_CPP_MIN_LOG_LEVEL: no setting of its own silences them (2.21). The errors
-# among them are about CUDA plug-ins that are registered twice, harmlessly.
+# among them say that CUDA plug-ins are registered twice, which is harmless, and
+# that there is no GPU.
 _TENSORFLOW_START = re.compile(
     rb"[IW]\d{4} [\d:.]+ +\d+ \S+\.cc:\d+\] "
-    rb"|E\d{4} [\d:.]+ +\d+ \S+\.cc:\d+\] Unable to register cu"
+    rb"|E\d{4} [\d:.]+ +\d+ \S+\.cc:\d+\] "
+    rb"(Unable to register cu|failed call to cuInit)"
     rb"|WARNING: All log messages before absl::InitializeLog\(\)"
     rb"|To enable the following instructions: "
 )
@@ -36,7 +38,7 @@ def is_installed(package):
     """True if a package can be found, without importing it."""
     try:
         return importlib.util.find_spec(package) is not None
-    except (ImportError, ValueError):  # kept away by a hook, or by `None`
+    except ImportError:  # kept away by an import hook
         return False
 
 

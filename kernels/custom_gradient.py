@@ -74,9 +74,13 @@ def _tensorflow(function, residuals, backward):
         def call_given(*tensors):
             everything = [None] * len(inputs)
             for i, tensor in zip(given, tensors, strict=True):
-                # Else an eager tape records, and keeps, what is inside.
-                everything[i] = tf.stop_gradient(tensor)
-            outputs = function(*everything)
+                everything[i] = tensor
+            # Else an eager tape records, and keeps, what is inside.
+            unwatched = [
+                None if tensor is None else tf.stop_gradient(tensor)
+                for tensor in everything
+            ]
+            outputs = function(*unwatched)
             kept = residuals(everything, outputs)
 
             def gradient(*output_gradients):
@@ -110,4 +114,7 @@ def _torch(function, residuals, backward):
         def backward(ctx, *output_gradients):
             return backward(ctx.saved_tensors, output_gradients)
 
-    return Call.apply
+    def call(*inputs):
+        return Call.apply(*inputs)
+
+    return call

@@ -7,6 +7,13 @@ import pytest
 # Read when Keras is imported, which is later.
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
+if os.environ["KERAS_BACKEND"] == "torch":
+    import torch
+
+    # The tests' matrices are tiny: waiting for a second thread costs more
+    # than it brings, a hundredfold on a busy machine.
+    torch.set_num_threads(1)
+
 LOOPBACK = ("127.", "::1", "localhost")
 
 

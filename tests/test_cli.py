@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import keras
+import keras_hub
 import pytest
 
 from keras_griffin import cli
@@ -37,7 +38,9 @@ def folder(tmp_path_factory):
         bos_piece="<bos>",
         minloglevel=2,
     )
-    tokenizer = keras_griffin.GriffinTokenizer(str(folder / "vocabulary.model"))
+    tokenizer = keras_griffin.GriffinTokenizer(
+        (folder / "vocabulary.model").read_bytes()
+    )
     backbone = keras_griffin.GriffinBackbone(
         vocabulary_size=tokenizer.vocabulary_size(),
         num_layers=3,
@@ -62,10 +65,9 @@ def error_of(capsys):
     return err
 
 
-@pytest.mark.parametrize("sampler", cli.SAMPLERS)
-def test_generate(folder, capsys, sampler):
+def test_generate(folder, capsys):
     arguments = ["generate", "To be", "--preset", str(folder)]
-    arguments += ["--sampler", sampler, "--seed", "3", "--max-length", "16"]
+    arguments += ["--seed", "3", "--max-length", "16"]
     assert cli.main(arguments) == 0
     first = capsys.readouterr()
     assert first.out.startswith("To be")
@@ -123,6 +125,15 @@ def test_options_reach_the_model(fake, capsys):
     assert fake.sampler.seed == 7
 
 
+@pytest.mark.backend_independent
+@pytest.mark.parametrize("sampler", cli.SAMPLERS)
+def test_sampler_has_its_name(fake, sampler):
+    arguments = ["generate", "a", "--preset", "hf://a/b"]
+    assert cli.main([*arguments, "--sampler", sampler]) == 0
+    expected = keras_hub.samplers.get(sampler)
+    assert type(fake.sampler) is type(expected)
+
+
 def test_backend_of_this_process_may_be_named(fake):
     arguments = ["generate", "a", "--preset", "hf://a/b"]
     assert cli.main([*arguments, "--backend", BACKEND]) == 0
@@ -131,6 +142,7 @@ def test_backend_of_this_process_may_be_named(fake):
 def test_other_backend_needs_a_new_process(fake, capsys, monkeypatch):
     other = "torch" if BACKEND != "torch" else "jax"
     monkeypatch.setenv("KERAS_BACKEND", BACKEND)  # restored afterwards
+    monkeypatch.setattr(cli.start_up, "is_installed", lambda name: True)
     arguments = ["generate", "a", "--preset", "hf://a/b", "--backend", other]
     assert cli.main(arguments) == cli.USAGE_ERROR
     assert f"Keras already runs on {BACKEND}" in error_of(capsys)
@@ -221,16 +233,14 @@ def test_wrong_call(capsys, arguments, message):
 @pytest.mark.parametrize(
     "installed, variable, expected",
     [
-        (("jax", "torch", "tensorflow"), None, "jax"),
-        (("torch", "tensorflow"), None, "torch"),
-        (("tensorflow",), None, "tensorflow"),
+        (("jax", "torch", "tensorflow"), "", "jax"),
+        (("torch", "tensorflow"), "", "torch"),
+        (("tensorflow",), "", "tensorflow"),
         (("jax", "tensorflow"), "tensorflow", "tensorflow"),
     ],
 )
 def test_choice_of_the_backend(monkeypatch, installed, variable, expected):
-    monkeypatch.setenv("KERAS_BACKEND", variable or "")
-    if variable is None:
-        monkeypatch.delenv("KERAS_BACKEND")
+    monkeypatch.setenv("KERAS_BACKEND", variable)
     monkeypatch.delitem(sys.modules, "keras")
     monkeypatch.setattr(
         cli.start_up, "is_installed", lambda name: name in installed
@@ -243,18 +253,16 @@ def test_choice_of_the_backend(monkeypatch, installed, variable, expected):
 @pytest.mark.parametrize(
     "installed, variable, requested, message",
     [
-        ((), None, None, "No backend is installed"),
+        ((), "", None, "No backend is installed"),
         (("jax",), "mxnet", None, "KERAS_BACKEND must be one of"),
-        (("jax",), None, "torch", "or --backend jax"),
+        (("jax",), "", "torch", "or --backend jax"),
         ((), "torch", None, "pip install 'keras-griffin[torch]'"),
     ],
 )
 def test_missing_backend(
     monkeypatch, capsys, installed, variable, requested, message
 ):
-    monkeypatch.setenv("KERAS_BACKEND", variable or "")
-    if variable is None:
-        monkeypatch.delenv("KERAS_BACKEND")
+    monkeypatch.setenv("KERAS_BACKEND", variable)
     monkeypatch.setattr(
         cli.start_up, "is_installed", lambda name: name in installed
     )
@@ -398,13 +406,17 @@ def test_light_commands_do_not_import_keras():
 
 
 def test_as_a_process(folder):
-    """The backend is chosen by the flag, and nothing but text is printed."""
+    """The backend is chosen by the flag, and only text is printed."""
     done = run_command(
         *("generate", "To be", "--preset", str(folder), "--max-length", "12"),
         *("--backend", BACKEND, "--seed", "1"),
         KERAS_BACKEND="",
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    errors = done.stderr.splitlines()
+    if BACKEND == "tensorflow":
+        # At run time, on a CPU: which of its kernels TensorFlow does without.
+        errors = [x for x in errors if "oneDNN supports" not in x]
+    assert (done.returncode, errors) == (0, [])
     assert done.stdout.startswith("To be")
 
 

@@ -1,4 +1,5 @@
 import keras
+import keras_hub
 import numpy as np
 from keras import ops
 from keras_hub.models import CausalLM
@@ -156,10 +157,42 @@ class GriffinCausalLM(CausalLM):
         # On JAX, `fit` comes here without passing `__call__`.
         return super().call(fill_inputs(inputs), *args, **kwargs)
 
-    def preprocess_samples(self, x, y=None, sample_weight=None):
-        if self.preprocessor is None:
+    # KerasHub turns all data into a pipeline for the sake of preprocessing,
+    # and arrays are not shuffled then. Token ids need none of it.
+
+    def fit(self, x=None, y=None, **kwargs):
+        if self.preprocessor is not None:
+            return super().fit(x, y, **kwargs)
+        self._check_arrays(x)
+        return keras.Model.fit(self, x, y, **kwargs)
+
+    def evaluate(self, x=None, y=None, **kwargs):
+        if self.preprocessor is not None:
+            return super().evaluate(x, y, **kwargs)
+        self._check_arrays(x)
+        return keras.Model.evaluate(self, x, y, **kwargs)
+
+    def predict(self, x=None, **kwargs):
+        if self.preprocessor is not None:
+            return super().predict(x, **kwargs)
+        self._check_arrays(x)
+        return keras.Model.predict(self, x, **kwargs)
+
+    def _check_arrays(self, x):
+        if isinstance(x, dict):
             check_inputs(x, self.backbone.vocabulary_size)
-        return super().preprocess_samples(x, y, sample_weight)
+
+    def get_compile_config(self):
+        config = super().get_compile_config()
+        return config and {
+            **config,
+            "sampler": keras_hub.samplers.serialize(self.sampler),
+        }
+
+    def compile_from_config(self, config):
+        config = keras.saving.deserialize_keras_object(config)
+        self.compile(**config)
+        self.optimizer.build(self.trainable_variables)
 
     def compile(self, *args, **kwargs):
         super().compile(*args, **kwargs)

@@ -1,4 +1,5 @@
 import os
+import sys
 
 import keras
 import numpy as np
@@ -32,7 +33,7 @@ class GriffinTokenizer(SentencePieceTokenizer):
         inputs: str, list of str, or array or `tf.Tensor` of strings.
 
     Returns:
-        Token ids: for one string an int32 tensor `(tokens,)`, for a list a
+        Token ids: for one string an int32 array `(tokens,)`, for a list a
         list of lists (in `tf.data` a ragged tensor).
 
     Raises:
@@ -103,6 +104,7 @@ class GriffinTokenizer(SentencePieceTokenizer):
     def tokenize(self, inputs):
         """Returns the token ids of text. See the class."""
         check_text(inputs)
+        self._restore_for_pipeline()
         return super().tokenize(inputs)
 
     def detokenize(self, inputs):
@@ -116,7 +118,25 @@ class GriffinTokenizer(SentencePieceTokenizer):
             A string, or a list of them.
         """
         self._check_ids(inputs)
+        self._restore_for_pipeline()
         return super().detokenize(inputs)
+
+    def _restore_for_pipeline(self):
+        """Makes TensorFlow's tokenizer anew if it is gone, for a pipeline.
+
+        `keras.utils.set_random_seed` clears TensorFlow's caches and with them
+        the model that `tensorflow_text` holds there, so that without this
+        `fit` on text fails after it (KerasHub 0.32, tensorflow-text 2.21).
+        """
+        tf = sys.modules.get("tensorflow")
+        held = getattr(self, "_sentence_piece", None)
+        if tf is None or held is None or tf.executing_eagerly():
+            return
+        with tf.init_scope():
+            try:
+                held.vocab_size()
+            except tf.errors.NotFoundError:
+                self.set_proto(self.proto)
 
     def _check_ids(self, inputs):
         if type(inputs).__module__.startswith("tensorflow"):

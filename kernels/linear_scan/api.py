@@ -6,9 +6,7 @@ from keras_griffin.kernels.linear_scan.ops_scan import scan_float32
 IMPLEMENTATIONS = ("auto", "ops")
 
 
-def linear_scan(
-    x, a, initial_state=None, reverse=False, implementation="auto"
-):
+def linear_scan(x, a, initial_state=None, reverse=False, implementation="auto"):
     """Runs a linear recurrence, element by element, over time.
 
         y[t] = a[t] * y[t-1] + x[t],        y[-1] = initial_state

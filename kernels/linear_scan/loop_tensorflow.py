@@ -16,6 +16,11 @@ from keras_griffin.kernels.linear_scan.numbers import multiply
 @tf.function(jit_compile=True, autograph=False, reduce_retracing=True)
 def _loop(x, a, carry, reverse, shifted):
     batch, time, width = tf.unstack(tf.shape(x[0]))
+    time_is_known = x[0].shape[1] is not None
+    if not time_is_known:
+        # If time is 0, XLA still compiles a loop that reads one step.
+        extra = tf.zeros((batch, 1, width))
+        x, a = (tuple(tf.concat((z, extra), 1) for z in t) for t in (x, a))
 
     def step(i, carry, y):
         t = time - 1 - i if reverse else i
@@ -48,6 +53,8 @@ def _loop(x, a, carry, reverse, shifted):
         ),
         maximum_iterations=time,
     )
+    if not time_is_known:
+        y = tuple(z[:, :time] for z in y)
     return y, tuple(c[:, 0] for c in carry)
 
 

@@ -113,9 +113,7 @@ def _run_chunks(x, a, h, y, reverse, chunks):
     x, a, y = (z.unflatten(1, (chunks, -1)) for z in (x, a, y))
     # What a chunk does to the state before it: multiply by decay, add end.
     decay, end = None, None
-    for x_t, a_t in zip(
-        *(_steps(z, 2, reverse) for z in (x, a)), strict=True
-    ):
+    for x_t, a_t in zip(*(_steps(z, 2, reverse) for z in (x, a)), strict=True):
         if decay is None:
             decay, end = a_t.clone(), x_t.clone()
         else:

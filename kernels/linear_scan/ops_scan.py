@@ -53,9 +53,13 @@ def previous(y, first, reverse):
     """`y` one step earlier in scan order; `first` at the first step."""
     first = tuple(part[:, None] for part in first)
     if reverse:
-        order = [(part[:, 1:], part0) for part, part0 in zip(y, first, strict=True)]
+        order = [
+            (part[:, 1:], part0) for part, part0 in zip(y, first, strict=True)
+        ]
     else:
-        order = [(part0, part[:, :-1]) for part, part0 in zip(y, first, strict=True)]
+        order = [
+            (part0, part[:, :-1]) for part, part0 in zip(y, first, strict=True)
+        ]
     return tuple(ops.concatenate(parts, axis=1) for parts in order)
 
 
@@ -85,9 +89,7 @@ def _make_scan(parts, reverse, shifted):
 
 
 def _cut(tensors, size):
-    return [
-        tuple(tensors[i : i + size]) for i in range(0, len(tensors), size)
-    ]
+    return [tuple(tensors[i : i + size]) for i in range(0, len(tensors), size)]
 
 
 _SCANS = {

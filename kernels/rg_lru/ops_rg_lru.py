@@ -1,198 +1,214 @@
+"""`rg_lru` in plain operations, for every backend and device.
+
+One unit with its own gradient: what lies between `x` and the states is
+computed again in the backward pass, so only inputs and states are kept.
+"""
+
+import collections
+
 from keras import ops
 
 from keras_griffin.kernels.custom_gradient import custom_gradient
-from keras_griffin.kernels.linear_scan import ops_scan
+from keras_griffin.kernels.linear_scan.numbers import conjugate
+from keras_griffin.kernels.linear_scan.numbers import multiply
+from keras_griffin.kernels.linear_scan.ops_scan import previous
+from keras_griffin.kernels.linear_scan.ops_scan import scan_float32
 
 DECAY_SCALE = 8.0  # "c" in arXiv:2402.19427, section 2.4
 MAX_SQRT_DERIVATIVE = 1000.0  # arXiv:2404.07839, section 2
-MIN_SQUARE = 1.0 / (4.0 * MAX_SQRT_DERIVATIVE**2)
+# sqrt'(u) = 1 / (2 sqrt(u)) reaches that bound here.
+MIN_SQUARE = 1.0 / (2.0 * MAX_SQRT_DERIVATIVE) ** 2
+
+Inputs = collections.namedtuple(
+    "Inputs",
+    "x recurrence_gate_kernel recurrence_gate_bias input_gate_kernel "
+    "input_gate_bias recurrence_param phase_param reset padding_mask "
+    "initial_state",
+)
+# r, i: the gates. modulus, a: decay. square, m: the normaliser squared, and it.
+Coefficients = collections.namedtuple(
+    "Coefficients", "x r i modulus a square m"
+)
 
 
-def block_diagonal(x, kernel):
-    b, t, g = ops.shape(x)[0], ops.shape(x)[1], kernel.shape[0]
-    x = ops.reshape(x, (b, t, g, kernel.shape[1]))
-    out = ops.einsum("btgi,gij->btgj", x, kernel)
-    return ops.reshape(out, (b, t, g * kernel.shape[2]))
+def rg_lru_float32(inputs):
+    """`(states, final_state)` of `Inputs`; both, and initial_state, float32."""
+    return _rg_lru(*inputs)
 
 
-def split(x, parts):
-    return tuple(ops.split(x, parts, axis=-1)) if parts == 2 else (x,)
+def _forward(*inputs):
+    inputs = _without_pads(Inputs(*inputs))
+    c = _coefficients(inputs)
+    scale = c.m * c.i
+    b = tuple(scale * x for x in c.x)
+    h, last = scan_float32(b, c.a, _numbers(inputs.initial_state, inputs))
+    return _merged(h), _merged(last)
 
 
-def gates(x, kernel_r, bias_r, kernel_i, bias_i):
-    """The two gates in float32, of inputs rounded to the dtype of `x`."""
-    x32 = ops.cast(x, "float32")
-
-    def gate(kernel, bias):
-        kernel = ops.cast(ops.cast(kernel, x.dtype), "float32")
-        bias = ops.reshape(ops.cast(bias, "float32"), (-1,))
-        return ops.sigmoid(block_diagonal(x32, kernel) + bias)
-
-    return gate(kernel_r, bias_r), gate(kernel_i, bias_i)
-
-
-def decay(r, recurrence_param, phase_param):
-    """`|a|`, `a` and the normaliser's square `1 - |a|^2`."""
-    speed = -DECAY_SCALE * ops.softplus(ops.cast(recurrence_param, "float32"))
-    log_a = speed * r
-    modulus = ops.exp(log_a)
-    square = -ops.expm1(2.0 * log_a)
-    if phase_param is None:
-        return modulus, (modulus,), square
-    phase = ops.cast(phase_param, "float32") * r
-    return (
-        modulus,
-        (modulus * ops.cos(phase), modulus * ops.sin(phase)),
-        square,
-    )
-
-
-def masks(reset, padding_mask):
-    reset = None if reset is None else reset[..., None]
-    real = None if padding_mask is None else padding_mask[..., None]
-    return reset, real
-
-
-def forward(
-    x,
-    kernel_r,
-    bias_r,
-    kernel_i,
-    bias_i,
-    recurrence_param,
-    phase_param,
-    reset,
-    padding_mask,
-    initial_state,
-):
-    parts = 1 if phase_param is None else 2
-    r, i = gates(x, kernel_r, bias_r, kernel_i, bias_i)
-    _, a, square = decay(r, recurrence_param, phase_param)
-    m = ops.sqrt(square)
-    reset, real = masks(reset, padding_mask)
-    if reset is not None:
-        a = tuple(ops.where(reset, 0.0, t) for t in a)
-        m = ops.where(reset, 1.0, m)
-    b = tuple(
-        m * i * t for t in split(ops.cast(x, "float32"), parts)
-    )
-    if real is not None:
-        a = tuple(
-            ops.where(real, t, neutral)
-            for t, neutral in zip(a, (1.0, 0.0), strict=False)
-        )
-        b = tuple(ops.where(real, t, 0.0) for t in b)
-    y, final = ops_scan.scan_float32(b, a, split(initial_state, parts))
-    if parts == 1:
-        return y[0], final[0]
-    return ops.concatenate(y, -1), ops.concatenate(final, -1)
-
-
-def residuals(inputs, outputs):
+def _residuals(inputs, outputs):
     return (*inputs, outputs[0])
 
 
-def backward(saved, gradients):
-    (
-        x,
-        kernel_r,
-        bias_r,
-        kernel_i,
-        bias_i,
-        recurrence_param,
-        phase_param,
-        reset,
-        padding_mask,
-        initial_state,
-        h,
-    ) = saved
-    parts = 1 if phase_param is None else 2
-    dy, d_final = (split(t, parts) for t in gradients)
-    r, i = gates(x, kernel_r, bias_r, kernel_i, bias_i)
-    modulus, a, square = decay(r, recurrence_param, phase_param)
-    m = ops.sqrt(square)
-    reset, real = masks(reset, padding_mask)
-    a_scan = a
-    if reset is not None:
-        a_scan = tuple(ops.where(reset, 0.0, t) for t in a_scan)
-        m = ops.where(reset, 1.0, m)
-    if real is not None:
-        a_scan = tuple(
-            ops.where(real, t, neutral)
-            for t, neutral in zip(a_scan, (1.0, 0.0), strict=False)
-        )
-    state = split(initial_state, parts)
-    h_prev = ops_scan.previous(split(h, parts), state, False)
-    db, d_initial = ops_scan.scan_float32(
-        dy, ops_scan.conjugate(a_scan), d_final, True, True
+def _backward(kept, gradients):
+    *inputs, h = kept
+    inputs = _without_pads(Inputs(*inputs))
+    dh, d_last = (_numbers(g, inputs) for g in gradients)
+    c = _coefficients(inputs)
+
+    # Through the scan: h = a h_before + b.
+    db, d_initial = scan_float32(
+        dh, conjugate(c.a), d_last, reverse=True, shifted=True
     )
-    if real is not None:
-        db_in = tuple(ops.where(real, t, 0.0) for t in db)
-    else:
-        db_in = db
-    xs = split(ops.cast(x, "float32"), parts)
-    dot = sum(p * q for p, q in zip(db_in, xs, strict=True))
-    d_i = m * dot
-    d_m = i * dot
-    dx = tuple(m * i * t for t in db_in)
-    # a conj(da) = a conj(h_prev) db: its real part moves log|a|, ...
-    da = ops_scan.multiply(db_in, ops_scan.conjugate(h_prev))
-    turned = ops_scan.multiply(da, ops_scan.conjugate(a))
-    d_log = turned[0] - d_m * modulus**2 / ops.sqrt(
-        ops.maximum(square, MIN_SQUARE)
+    h_before = previous(
+        _numbers(h, inputs), _numbers(inputs.initial_state, inputs), False
     )
-    d_phase = turned[1] if parts == 2 else None
-    if reset is not None:
-        d_log = ops.where(reset, 0.0, d_log)
-        if parts == 2:
-            d_phase = ops.where(reset, 0.0, d_phase)
-    param = ops.cast(recurrence_param, "float32")
-    d_r = d_log * (-DECAY_SCALE * ops.softplus(param))
-    d_param = (
-        ops.sum(d_log * r, axis=(0, 1)) * -DECAY_SCALE * ops.sigmoid(param)
-    )
+    da = multiply(db, conjugate(h_before))
+
+    # Through b = m i x.
+    scale = c.m * c.i
+    dx = _merged(tuple(scale * part for part in db))
+    d_scale = sum(part * x for part, x in zip(db, c.x, strict=True))
+    dm = d_scale * c.i
+    di = d_scale * c.m
+
+    # Through m = sqrt(1 - |a|^2) and a = exp(log_a + j phase).
+    d_square = dm / ops.sqrt(ops.maximum(c.square, MIN_SQUARE))
+    d_exponent = multiply(da, conjugate(c.a))
+    d_log_a = d_exponent[0] - d_square * (c.modulus * c.modulus)
+
+    # Through log_a = rate r and phase = phase_param r.
+    param = ops.cast(inputs.recurrence_param, "float32")
+    dr = d_log_a * _rate(inputs)
+    d_rate = ops.sum(d_log_a * c.r, axis=(0, 1))
+    d_param = d_rate * -DECAY_SCALE * ops.sigmoid(param)
     d_phase_param = None
-    if parts == 2:
-        d_r = d_r + d_phase * ops.cast(phase_param, "float32")
+    if inputs.phase_param is not None:
+        d_phase = d_exponent[1]
+        dr = dr + d_phase * ops.cast(inputs.phase_param, "float32")
         d_phase_param = ops.cast(
-            ops.sum(d_phase * r, axis=(0, 1)), phase_param.dtype
+            ops.sum(d_phase * c.r, axis=(0, 1)), inputs.phase_param.dtype
         )
-    x32 = ops.cast(x, "float32")
-    dx = ops.concatenate(dx, -1) if parts == 2 else dx[0]
-    outs = []
-    for d_gate, gate, kernel, bias in (
-        (d_r, r, kernel_r, bias_r),
-        (d_i, i, kernel_i, bias_i),
-    ):
-        d_gate = d_gate * gate * (1.0 - gate)
-        rounded = ops.cast(ops.cast(kernel, x.dtype), "float32")
-        dx = dx + block_diagonal(d_gate, ops.transpose(rounded, (0, 2, 1)))
-        g, d_in, d_out = kernel.shape
-        lead = (ops.shape(x)[0], ops.shape(x)[1], g)
-        d_kernel = ops.einsum(
-            "btgi,btgj->gij",
-            ops.reshape(x32, (*lead, d_in)),
-            ops.reshape(d_gate, (*lead, d_out)),
-        )
-        outs.append(ops.cast(d_kernel, kernel.dtype))
-        outs.append(
-            ops.cast(
-                ops.reshape(ops.sum(d_gate, axis=(0, 1)), bias.shape),
-                bias.dtype,
-            )
-        )
-    d_initial = (
-        ops.concatenate(d_initial, -1) if parts == 2 else d_initial[0]
+
+    dx_r, *d_recurrence_gate = _gate_backward(
+        dr,
+        c.r,
+        inputs,
+        inputs.recurrence_gate_kernel,
+        inputs.recurrence_gate_bias,
+    )
+    dx_i, *d_input_gate = _gate_backward(
+        di, c.i, inputs, inputs.input_gate_kernel, inputs.input_gate_bias
     )
     return (
-        ops.cast(dx, x.dtype),
-        *outs,
-        ops.cast(d_param, recurrence_param.dtype),
+        ops.cast(dx + dx_r + dx_i, inputs.x.dtype),
+        *d_recurrence_gate,
+        *d_input_gate,
+        ops.cast(d_param, inputs.recurrence_param.dtype),
         d_phase_param,
-        None,
-        None,
-        d_initial,
+        None,  # reset
+        None,  # padding_mask
+        _merged(d_initial),
     )
 
 
-rg_lru = custom_gradient(forward, residuals, backward)
+def _without_pads(inputs):
+    """Zeros for `x` where padded, so that a NaN there reaches nothing."""
+    if inputs.padding_mask is None:
+        return inputs
+    real = inputs.padding_mask[..., None]
+    return inputs._replace(
+        x=ops.where(real, inputs.x, ops.zeros_like(inputs.x))
+    )
+
+
+def _coefficients(inputs):
+    """All that the recurrence needs, for every time step at once, float32.
+
+    A padded position gets r = 0: so a = 1, m = 0, and no gradient passes.
+    At a reset a = 0 and m = 1; both are constants, which the zero in
+    `modulus` makes come out in the gradient too.
+    """
+    x = ops.cast(inputs.x, "float32")
+    r = _gate(
+        x, inputs, inputs.recurrence_gate_kernel, inputs.recurrence_gate_bias
+    )
+    i = _gate(x, inputs, inputs.input_gate_kernel, inputs.input_gate_bias)
+    reset, real = inputs.reset, inputs.padding_mask
+    if real is not None:
+        real = real[..., None]
+        r = ops.where(real, r, 0.0)
+    log_a = _rate(inputs) * r
+    modulus = ops.exp(log_a)
+    # expm1: a difference 1 - |a|^2 loses its digits where |a| is near 1.
+    square = -ops.expm1(2.0 * log_a)
+    m = ops.sqrt(square)
+    if reset is not None:
+        reset = reset[..., None]
+        if real is not None:
+            reset = ops.logical_and(reset, real)
+        modulus = ops.where(reset, 0.0, modulus)
+        m = ops.where(reset, 1.0, m)
+    a = (modulus,)
+    if inputs.phase_param is not None:
+        phase = ops.cast(inputs.phase_param, "float32") * r
+        a = (modulus * ops.cos(phase), modulus * ops.sin(phase))
+    return Coefficients(_numbers(x, inputs), r, i, modulus, a, square, m)
+
+
+def _rate(inputs):
+    param = ops.cast(inputs.recurrence_param, "float32")
+    return -DECAY_SCALE * ops.softplus(param)
+
+
+def _numbers(merged, inputs):
+    """A tuple of numbers: `(real,)` or the two halves `(real, imaginary)`."""
+    if inputs.phase_param is None:
+        return (merged,)
+    return tuple(ops.split(merged, 2, axis=-1))
+
+
+def _merged(numbers):
+    return numbers[0] if len(numbers) == 1 else ops.concatenate(numbers, -1)
+
+
+def _rounded(kernel, inputs):
+    """The kernel as the product uses it: in the dtype of `x`."""
+    return ops.cast(ops.cast(kernel, inputs.x.dtype), "float32")
+
+
+def _in_blocks(x, blocks):
+    batch, time, width = ops.shape(x)[0], ops.shape(x)[1], x.shape[2]
+    return ops.reshape(x, (batch, time, blocks, width // blocks))
+
+
+def _from_blocks(x):
+    batch, time, blocks, size = ops.shape(x)[:2] + tuple(x.shape[2:])
+    return ops.reshape(x, (batch, time, blocks * size))
+
+
+def _gate(x, inputs, kernel, bias):
+    """sigmoid(x W + b), W block diagonal; `kernel` holds its blocks."""
+    z = ops.einsum(
+        "btgi,gij->btgj",
+        _in_blocks(x, kernel.shape[0]),
+        _rounded(kernel, inputs),
+    )
+    return _from_blocks(ops.sigmoid(z + ops.cast(bias, "float32")))
+
+
+def _gate_backward(d_gate, gate, inputs, kernel, bias):
+    """Gradients of `x`, `kernel` and `bias`."""
+    blocks = kernel.shape[0]
+    dz = _in_blocks(d_gate * (gate - gate * gate), blocks)
+    x = _in_blocks(ops.cast(inputs.x, "float32"), blocks)
+    dx = ops.einsum("btgj,gij->btgi", dz, _rounded(kernel, inputs))
+    d_kernel = ops.einsum("btgi,btgj->gij", x, dz)
+    d_bias = ops.sum(dz, axis=(0, 1))
+    return (
+        _from_blocks(dx),
+        ops.cast(d_kernel, kernel.dtype),
+        ops.cast(d_bias, bias.dtype),
+    )
+
+
+_rg_lru = custom_gradient(_forward, _residuals, _backward)

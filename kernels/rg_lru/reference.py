@@ -72,9 +72,7 @@ def rg_lru_gradients(inputs, dy, d_final_state):
         x_t = p.numbers(p.x[:, t])
         real, reset = p.real[:, t, None], p.reset[:, t, None]
         through_x = np.real(dh * np.conj(x_t))
-        dx[:, t] = np.where(
-            real, p.merged(dh * p.m[:, t] * p.i[:, t]), 0.0
-        )
+        dx[:, t] = np.where(real, p.merged(dh * p.m[:, t] * p.i[:, t]), 0.0)
         d_i[:, t] = np.where(real, through_x * p.m[:, t], 0.0)
         # m = sqrt(u), u = 1 - |a|^2, d|a|^2 / d log|a| = 2 |a|^2
         modulus = np.exp(rate * p.r[:, t])
@@ -142,7 +140,9 @@ class _Pieces:
             log_a = log_a + 1j * self.phase * self.r
         rows = self.x.shape[:2]
         self.reset = np.zeros(rows, bool) if reset is None else reset
-        self.real = np.ones(rows, bool) if padding_mask is None else padding_mask
+        self.real = (
+            np.ones(rows, bool) if padding_mask is None else padding_mask
+        )
         self.a = np.where(self.reset[..., None], 0.0, np.exp(log_a))
         self.m = np.where(self.reset[..., None], 1.0, m)
 
@@ -163,8 +163,11 @@ def _gate(x, kernel, bias):
     batch, time, width = x.shape
     blocks = len(kernel)
     x = x.reshape(batch, time, blocks, width // blocks)
-    before = np.einsum("btgi,gij->btgj", x, np.asarray(kernel, np.float64))
-    return _sigmoid(before + bias).reshape(batch, time, -1)
+    kernel = np.asarray(kernel, np.float64)
+    before = np.einsum("btgi,gij->btgj", x, kernel)
+    return _sigmoid(before + bias).reshape(
+        batch, time, blocks * kernel.shape[2]
+    )
 
 
 def _sigmoid(x):

@@ -71,7 +71,8 @@ def test_whole_shakespeare_survives(tokenizer):
     ids = to_list(tokenizer(text))
     assert tokenizer.detokenize(ids) == text
     # Bytes are for what training has not seen: not one is needed here.
-    assert min(ids) > tokenizer.token_to_id("<0xFF>")
+    pieces = {tokenizer.id_to_token(id) for id in set(ids)}
+    assert not [piece for piece in pieces if piece.startswith("<0x")]
 
 
 def test_sentence_piece_s_sign_for_a_space_becomes_one(tokenizer):
@@ -119,7 +120,6 @@ def test_kinds_of_text(tokenizer, wrap):
 )
 def test_one_text_is_one_row(tokenizer, text):
     ids = tokenizer(text)
-    assert keras.ops.is_tensor(ids)
     assert keras.backend.standardize_dtype(ids.dtype) == "int32"
     assert to_list(ids) == tokenizer(["a b"])[0]
 
@@ -150,6 +150,17 @@ def test_in_tf_data(tokenizer):
         assert [text.decode() for text in back] == texts
     ragged = next(iter(rows.batch(3).map(tokenizer)))
     assert ragged.to_list() == tokenizer(texts[:3])
+
+
+def test_in_tf_data_after_a_new_seed(tokenizer):
+    data = tf.data.Dataset.from_tensor_slices(["To be"])
+    for seed in (1, 2):
+        keras.utils.set_random_seed(seed)
+        ids = next(data.map(tokenizer).as_numpy_iterator())
+        assert ids.tolist() == to_list(tokenizer("To be"))
+    keras.utils.set_random_seed(3)
+    back = data.map(lambda x: tokenizer.detokenize(tokenizer(x)))
+    assert list(back.as_numpy_iterator()) == [b"To be"]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ ERRORS = {}
 @pytest.fixture
 def record_error(request):
     """Keeps the largest error of a test for the summary of the run."""
-    name = request.node.name
+    name = request.node.nodeid
 
     def record(error):
         ERRORS[name] = max(error, ERRORS.get(name, 0.0))

@@ -20,17 +20,17 @@ def test_logits(record_error):
     model = GriffinCausalLM(GriffinBackbone(**peers.GRIFFIN))
     deepmind.load_torch_params(model.backbone, peer.state_dict)
     time = 13
+    rows = ([13], [9], [5, 8], [3], [1, 12])
     segment_pos = np.concatenate(
-        [peers.segment_positions(row, time) for row in ([13], [9], [5, 8])]
+        [peers.segment_positions(row, time) for row in rows]
     )
-    token_ids = np.random.default_rng(0).integers(0, 40, (3, time))
+    token_ids = np.random.default_rng(0).integers(0, 40, (5, time))
     token_ids = token_ids.astype("int32")
     theirs = peer.logits(token_ids, segment_pos)
     ours = model(peers.our_inputs(token_ids, segment_pos))
+    ours = keras.ops.convert_to_numpy(ours)
     real = segment_pos >= 0
-    error = peers.relative_error(
-        keras.ops.convert_to_numpy(ours)[real], theirs[real]
-    )
+    error = peers.relative_error(ours[real], theirs[real])
     record_error(error)
     assert error < TOLERANCE
 

@@ -18,15 +18,14 @@ transformers = pytest.importorskip("transformers")
 
 TOLERANCE = 1e-5
 WINDOW = peers.GRIFFIN["attention_window_size"]
-TOKEN_IDS = np.random.default_rng(0).integers(4, 40, (2, 2 * WINDOW + 3))
+TOKEN_IDS = np.random.default_rng(0).integers(4, 40, (5, 2 * WINDOW + 3))
 TOKEN_IDS = TOKEN_IDS.astype("int32")
 
 
 def our_logits(model):
-    logits = model(
-        {"token_ids": TOKEN_IDS, "padding_mask": np.ones_like(TOKEN_IDS)}
-    )
-    return keras.ops.convert_to_numpy(logits)
+    mask = np.ones_like(TOKEN_IDS)
+    inputs = {"token_ids": TOKEN_IDS, "padding_mask": mask}
+    return keras.ops.convert_to_numpy(model(inputs))
 
 
 @pytest.mark.parametrize(

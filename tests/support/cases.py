@@ -76,9 +76,7 @@ SCAN_CASES = [
     ScanCase(
         "complex resets", time=64, is_complex=True, decay="resets", reverse=True
     ),
-    ScanCase(
-        "training length", batch=2, time=2048, width=16, decay="near_one"
-    ),
+    ScanCase("training length", batch=2, time=2048, width=16, decay="near_one"),
     ScanCase("long memory", batch=1, time=5000, width=3, decay="near_one"),
     ScanCase("rows too wide for chunks", batch=8, time=20, width=2050),
     ScanCase("bfloat16", time=64, width=8, dtype="bfloat16"),
@@ -153,7 +151,9 @@ RG_LRU_CASES = [
     RGLRUCase("plain"),
     RGLRUCase("no time", time=0),
     RGLRUCase("decode step", time=1),
-    RGLRUCase("decode step with masks", time=1, has_reset=True, has_padding=True),
+    RGLRUCase(
+        "decode step with masks", time=1, has_reset=True, has_padding=True
+    ),
     RGLRUCase("decode step complex", time=1, is_complex=True),
     RGLRUCase("no initial state", has_initial_state=False),
     RGLRUCase("resets", time=64, has_reset=True),

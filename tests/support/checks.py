@@ -54,7 +54,7 @@ def value_and_grad(function, *arrays, cotangents=None, compiled=False):
             `keras.tree.flatten`. The gradients are those of
             `sum(output * cotangent)`. Defaults to `None`: ones.
         compiled: bool. Whether to compile: `jax.jit`,
-            `tf.function(jit_compile=True)`, `torch.compile(fullgraph=True)`.
+            `tf.function(jit_compile=True)`, `torch.compile` as one graph.
 
     Returns:
         `(outputs, gradients)`: lists of NumPy arrays. An argument that does
@@ -128,7 +128,9 @@ def _run_torch(function, loss, arrays, compiled):
         for array in arrays
     ]
     if compiled:
-        function = torch.compile(function, fullgraph=True)
+        # "aot_eager": all of torch.compile but code generation, which needs
+        # a C++ compiler.
+        function = torch.compile(function, fullgraph=True, backend="aot_eager")
     outputs = function(*tensors)
     loss(outputs).backward()
     return outputs, [tensor.grad for tensor in tensors]

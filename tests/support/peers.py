@@ -27,6 +27,8 @@ GRIFFIN = {
     "scale_embeddings": True,
     "final_logit_soft_cap": 5.0,
 }
+# Peers run once a shape: compiling them well would cost more than it saves.
+QUICK = {"xla_backend_optimization_level": 0}
 TEXT = "the quick brown fox jumps over the lazy dog"
 
 
@@ -119,7 +121,7 @@ class DeepMindGriffin:
             self.model.init, jax.random.PRNGKey(0), tokens, tokens
         )
         self.params = _random_tree(shapes["params"], seed)
-        self._apply = jax.jit(self.model.apply)
+        self._apply = jax.jit(self.model.apply, compiler_options=QUICK)
 
     def logits(self, token_ids, segment_pos):
         """Returns logits (batch, time, vocabulary)."""
@@ -207,7 +209,7 @@ class DeepMindComplexRGLRU:
         """Returns outputs and the final state, both merged (real, imag)."""
         import jax
 
-        y, state = jax.jit(self.layer.apply)(
+        y, state = jax.jit(self.layer.apply, compiler_options=QUICK)(
             {"params": self.params}, x, segment_pos
         )
         return np.asarray(y), np.asarray(state)
@@ -270,8 +272,14 @@ class HuggingFaceGriffin:
 
         # No progress bar on stderr; transformers has no argument for it.
         transformers.utils.logging.disable_progress_bar()
-        self.model.to(getattr(torch, dtype)).save_pretrained(folder, **options)
-        self.model.to(torch.float32)
+        stored = {}
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                stored[name] = parameter.to(getattr(torch, dtype))
+                # Also what the oracle computes with. (Casting the whole
+                # model would round its rotary frequencies, too.)
+                parameter.copy_(stored[name])
+        self.model.save_pretrained(folder, state_dict=stored, **options)
         write_tokenizer(folder / "tokenizer.model")
 
 
@@ -326,6 +334,29 @@ def flatten(tree):
     return flat
 
 
+def our_outputs(model, inputs):
+    """Returns model(inputs) as NumPy, compiled as a whole on JAX.
+
+    For a shape that occurs once. JAX compiles operation by operation else,
+    which pays when other tests have the same shape.
+    """
+    import keras
+
+    inputs = {k: keras.ops.convert_to_tensor(x) for k, x in inputs.items()}
+    if keras.backend.backend() != "jax":
+        return keras.ops.convert_to_numpy(model(inputs))
+    import jax
+
+    state = [v.value for v in model.non_trainable_variables]
+
+    @jax.jit
+    def outputs(values, inputs):
+        return model.stateless_call(values, state, inputs)[0]
+
+    values = [v.value for v in model.trainable_variables]
+    return np.asarray(outputs(values, inputs))
+
+
 def our_gradients(model, inputs, cotangent):
     """Returns d sum(model(inputs) * cotangent) / d weights, on any backend.
 
@@ -339,18 +370,21 @@ def our_gradients(model, inputs, cotangent):
     """
     import keras
 
+    inputs = {k: keras.ops.convert_to_tensor(x) for k, x in inputs.items()}
     variables = model.trainable_variables
     backend = keras.backend.backend()
     if backend == "jax":
         import jax
 
-        state = [variable.value for variable in model.non_trainable_variables]
+        state = [v.value for v in model.non_trainable_variables]
 
-        def loss(values):
+        @jax.jit
+        @jax.grad
+        def gradient(values):
             y, _ = model.stateless_call(values, state, inputs)
             return (y * cotangent).sum()
 
-        gradients = jax.grad(loss)([variable.value for variable in variables])
+        gradients = gradient([v.value for v in variables])
     elif backend == "tensorflow":
         import tensorflow as tf
 
@@ -360,9 +394,8 @@ def our_gradients(model, inputs, cotangent):
         gradients = [tf.convert_to_tensor(g) for g in gradients]
     else:
         model.zero_grad()
-        (
-            model(inputs) * keras.ops.convert_to_tensor(cotangent)
-        ).sum().backward()
+        y = model(inputs)
+        (y * keras.ops.convert_to_tensor(cotangent)).sum().backward()
         gradients = [variable.value.grad for variable in variables]
     return {
         id(variable): keras.ops.convert_to_numpy(gradient)

@@ -1,0 +1,145 @@
+"""Tiny models, and how to run them compiled on every backend."""
+
+import keras
+import numpy as np
+from keras import ops
+
+import keras_griffin
+from support.checks import to_numpy
+
+VOCABULARY = 29
+
+# Short enough that tests pass the window several times.
+WINDOW = 6
+
+TINY = {
+    "vocabulary_size": VOCABULARY,
+    "num_layers": 3,
+    "hidden_dim": 16,
+    "intermediate_dim": 24,
+    "num_query_heads": 2,
+    "recurrent_dim": 24,
+    "num_gate_blocks": 4,
+    "attention_window_size": WINDOW,
+}
+
+PATTERNS = {
+    "griffin": ("recurrent", "recurrent", "local_attention"),
+    "hawk": ("recurrent",),
+    "mqa": ("global_attention",),
+    "mixed": ("global_attention", "recurrent", "local_attention"),
+}
+
+
+def tiny_backbone(**changes):
+    """A backbone whose every weight is random and matters."""
+    backbone = keras_griffin.GriffinBackbone(**{**TINY, **changes})
+    randomize(backbone)
+    return backbone
+
+
+def randomize(model, seed=0):
+    """Adds noise to all weights: biases and norm scales start at 0."""
+    rng = np.random.default_rng(seed)
+    for weight in model.weights:
+        noise = 0.2 * rng.normal(size=weight.shape)
+        weight.assign(to_numpy(weight.value) + noise.astype("float32"))
+
+
+def tiny_model(sampler="greedy", **changes):
+    model = keras_griffin.GriffinCausalLM(tiny_backbone(**changes))
+    model.compile(optimizer="sgd", sampler=sampler)
+    return model
+
+
+def tokens(batch, time, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.integers(1, VOCABULARY, (batch, time)).astype("int32")
+
+
+def run(model, token_ids, padding_mask=None, segment_ids=None):
+    """Outputs of a whole model as NumPy, compiled once a shape."""
+    inputs = {
+        "token_ids": token_ids,
+        "padding_mask": np.ones_like(token_ids)
+        if padding_mask is None
+        else padding_mask.astype("int32"),
+    }
+    if segment_ids is not None:
+        inputs["segment_ids"] = segment_ids
+    return to_numpy(model.predict_on_batch(inputs))
+
+
+def scatter(rows, width, seed=0, where="anywhere"):
+    """Lays ragged rows out among garbage.
+
+    Args:
+        rows: list of 1-D id arrays.
+        width: int. Columns of the result.
+        where: `"left"`, `"right"` (the side of the pads) or `"anywhere"`.
+
+    Returns:
+        `(token_ids, mask)`, both `(len(rows), width)`.
+    """
+    rng = np.random.default_rng(seed)
+    token_ids = rng.integers(0, VOCABULARY, (len(rows), width)).astype("int32")
+    mask = np.zeros((len(rows), width), bool)
+    for i, row in enumerate(rows):
+        columns = {
+            "right": np.arange(len(row)),
+            "left": np.arange(width - len(row), width),
+            "anywhere": np.sort(rng.permutation(width)[: len(row)]),
+        }[where]
+        token_ids[i, columns] = row
+        mask[i, columns] = True
+    return token_ids, mask
+
+
+def loss_and_gradients(model, token_ids, weights, mask=None, segment_ids=None):
+    """Sum of logits * weights, and its gradients by trainable weight."""
+    inputs = {
+        "token_ids": token_ids,
+        "padding_mask": np.ones_like(token_ids)
+        if mask is None
+        else mask.astype("int32"),
+        "segment_ids": segment_ids,
+    }
+    inputs = {
+        name: None if value is None else ops.convert_to_tensor(value)
+        for name, value in inputs.items()
+    }
+    weights = ops.convert_to_tensor(weights.astype("float32"))
+    backend = keras.config.backend()
+    if backend == "jax":
+        import jax
+
+        def loss(trainable, inputs, weights):
+            outputs, _ = model.stateless_call(
+                trainable,
+                [v.value for v in model.non_trainable_variables],
+                inputs,
+            )
+            return ops.sum(outputs * weights)
+
+        trainable = [v.value for v in model.trainable_variables]
+        value, gradients = jax.jit(jax.value_and_grad(loss))(
+            trainable, inputs, weights
+        )
+    elif backend == "tensorflow":
+        import tensorflow as tf
+
+        @tf.function
+        def run_loss(inputs, weights):
+            with tf.GradientTape() as tape:
+                value = tf.reduce_sum(model(inputs) * weights)
+            variables = [v.value for v in model.trainable_variables]
+            gradients = tape.gradient(value, variables)
+            return value, [tf.convert_to_tensor(g) for g in gradients]
+
+        value, gradients = run_loss(inputs, weights)
+    else:
+        model.zero_grad()
+        value = ops.sum(model(inputs) * weights)
+        value.backward()
+        gradients = [v.value.grad for v in model.trainable_variables]
+    return to_numpy(value), [to_numpy(gradient) for gradient in gradients]
