@@ -196,7 +196,14 @@ def run(name, train_ids, validation_ids, vocabulary_size, steps, seed):
     losses = Losses()
     load = os.getloadavg()[0]
     started, used = time.perf_counter(), time.process_time()
-    model.fit(x, y, batch_size=BATCH_SIZE, callbacks=[losses], verbose=0)
+    model.fit(
+        x,
+        y,
+        batch_size=BATCH_SIZE,
+        shuffle=False,  # done above
+        callbacks=[losses],
+        verbose=0,
+    )
     seconds = time.perf_counter() - started
     result = {
         "name": name,

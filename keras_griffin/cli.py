@@ -41,8 +41,8 @@ Continues a prompt and prints the text as it is made.
   keras-griffin generate "ROMEO:" --sampler greedy --max-length 100
   keras-griffin generate "ROMEO:" --temperature 0.8 --seed 1 --backend torch
   echo "To be" | keras-griffin generate
-  keras-griffin generate "Why is the sky blue?" \\
-      --preset recurrent_gemma_instruct_2b_en
+  keras-griffin generate "The sky is blue because" \\
+      --preset recurrent_gemma_2b_en
 
 Without a prompt, standard input is read if it is piped in; otherwise the
 model starts from nothing. The same seed and backend give the same text."""
@@ -436,7 +436,12 @@ def _folder_config(folder):
     if not isinstance(config, dict):
         config = {}
     if config.get("registered_name") == "keras_griffin>GriffinBackbone":
-        return config["config"]
+        # What is left out says nothing about the architecture.
+        return {
+            name: value
+            for name, value in config["config"].items()
+            if name not in ("name", "trainable", "dtype")
+        }
     if config.get("model_type") == "recurrent_gemma":
         _choose_backend(None)
         with start_up.quiet_tensorflow():

@@ -67,8 +67,9 @@ def ready_environment():
         return python
 
     start = time.monotonic()
-    say(f"Making {ENVIRONMENT}")
-    venv.create(ENVIRONMENT, clear=True, with_pip=True)
+    say(f"Installing into {ENVIRONMENT}")
+    if not python.exists():
+        venv.create(ENVIRONMENT, with_pip=True)
     install = [python, "-m", "pip", "install", "-qq"]
     install += ["--constraint", CONSTRAINTS, "--editable", f"{ROOT}[test]"]
     subprocess.run(install, check=True)

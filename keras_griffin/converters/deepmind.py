@@ -261,7 +261,7 @@ def load_flax_params(backbone, params):
         weight_map.rows(FLAX, backbone),
         backbone,
         shapes={name: leaf.shape for name, leaf in leaves.items()},
-        read=lambda name: np.asarray(leaves[name]),
+        read=lambda name: np.array(leaves[name]),
         origin="a Flax parameter tree",
     )
 
@@ -339,9 +339,10 @@ def _flatten(params):
 
 
 def _torch_to_numpy(tensor):
-    if not hasattr(tensor, "detach"):
-        return np.asarray(tensor)
-    tensor = tensor.detach().cpu()
-    if str(tensor.dtype) == "torch.bfloat16":
-        tensor = tensor.float()  # exact; torch hands NumPy no bfloat16
-    return tensor.numpy()
+    """Returns a NumPy copy of a torch tensor or an array."""
+    if hasattr(tensor, "detach"):
+        tensor = tensor.detach().cpu()
+        if str(tensor.dtype) == "torch.bfloat16":
+            tensor = tensor.float()  # exact; torch hands NumPy no bfloat16
+        tensor = tensor.numpy()
+    return np.array(tensor)

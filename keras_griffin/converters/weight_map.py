@@ -202,7 +202,8 @@ def load(table, model, shapes, read, origin):
         table: list of `Weight`, from `rows`.
         model: the object that the rows' variables belong to.
         shapes: dict of tensor name to shape, as found in the checkpoint.
-        read: callable. `read(name)` returns a NumPy array.
+        read: callable. `read(name)` returns a NumPy array that nothing else
+            keeps: a variable may take over its memory.
         origin: str. Where the checkpoint is, for errors.
 
     Raises:
@@ -253,17 +254,22 @@ def _load_row(row, variable, read, origin):
         value = value[row.part]
     value = LAYOUTS[row.layout].to_ours(value)
     with np.errstate(over="ignore"):  # reported below, with its name
-        value = value.astype(np_dtype(variable.dtype))
-    finite = np.isfinite(value)
-    if not finite.all():
-        raise ValueError(
-            f"Weights must be finite numbers in {variable.dtype}. Received: "
-            f"{origin}, {row.tensor} with {finite.size - finite.sum()} of "
-            f"{finite.size} that are NaN or infinite. Fetch the checkpoint "
-            "anew, or load it with a dtype of wider range; do not use the "
-            "model as it is now."
-        )
+        value = value.astype(np_dtype(variable.dtype), copy=False)
+    _check_finite(value, row.tensor, origin)
     _assign(variable, value)
+
+
+def _check_finite(value, tensor, origin):
+    finite = np.isfinite(value)
+    if finite.all():
+        return
+    raise ValueError(
+        f"Weights must be finite numbers in {value.dtype.name}. Received: "
+        f"{origin}, {tensor} with {finite.size - finite.sum()} of "
+        f"{finite.size} that are NaN or infinite. Fetch the checkpoint anew, "
+        "or load it with a dtype of wider range; do not use the model as it "
+        "is now."
+    )
 
 
 def _with_part_counts(table):
@@ -280,6 +286,11 @@ def _assign(variable, value):
         # first be put on one device.
         layout = distribution.get_variable_layout(variable)
         value = keras.distribution.distribute_tensor(value, layout)
+    elif keras.backend.backend() == "torch" and value.dtype == "bfloat16":
+        import torch
+
+        # The same bits. Keras would make a float32 copy on the way.
+        value = torch.from_numpy(value.view("int16")).view(torch.bfloat16)
     variable.assign(value)
 
 

@@ -77,6 +77,17 @@ def test_flax_round_trip_is_exact(recurrence, wrapped):
     check_equal(backbone, source)
 
 
+@pytest.mark.parametrize("format", ["flax", "torch"])
+def test_the_model_does_not_share_memory_with_its_source(format):
+    source = make_backbone()
+    params = getattr(deepmind, f"to_{format}_params")(source)
+    backbone = make_backbone(seed=1)
+    getattr(deepmind, f"load_{format}_params")(backbone, params)
+    norm = params["final_norm"] if format == "flax" else params
+    norm["scale" if format == "flax" else "final_norm.scale"][:] = 7
+    check_equal(backbone, source)
+
+
 def test_flax_layout_of_the_mlp():
     params = deepmind.to_flax_params(make_backbone())
     mlp = params["blocks.0"]["mlp_block"]

@@ -72,10 +72,9 @@ def generate_uncached(model, sampler, inputs):
 
 
 @pytest.mark.parametrize("name", samplers())
-@pytest.mark.parametrize("pattern", ["griffin", "mixed"])
-def test_cached_equals_uncached(name, pattern):
+def test_cached_equals_uncached(name):
     inputs = row(prompts(), 1)
-    model = tiny_model(block_types=PATTERNS[pattern])
+    model = tiny_model(block_types=PATTERNS["mixed"])
     expected = generate_uncached(model, samplers()[name], inputs)
     model.compile(sampler=samplers()[name])
     actual = model.generate(inputs, stop_token_ids=None)
@@ -83,47 +82,56 @@ def test_cached_equals_uncached(name, pattern):
     assert actual["padding_mask"].all()
 
 
-@pytest.mark.parametrize("name", ["greedy", "beam", "contrastive"])
-def test_ragged_batch_equals_each_row_alone(name):
-    model = tiny_model(sampler=samplers()[name])
+@pytest.fixture(scope="module", params=["greedy", "beam", "contrastive"])
+def exact_model(request):
+    """A model with a sampler that draws no random numbers."""
+    keras.utils.set_random_seed(0)
+    return tiny_model(sampler=samplers()[request.param])
+
+
+def alone(inputs, i):
+    """Three times the same row: so nothing compiles anew."""
+    return {name: value[[i] * 3] for name, value in inputs.items()}
+
+
+def test_ragged_batch_equals_each_row_alone(exact_model):
     inputs = prompts()
-    together = model.generate(inputs, stop_token_ids=None)
+    together = exact_model.generate(inputs, stop_token_ids=None)
     for i, length in enumerate(PROMPT_LENGTHS):
-        alone = model.generate(row(inputs, i), stop_token_ids=None)
+        single = exact_model.generate(alone(inputs, i), stop_token_ids=None)
         np.testing.assert_array_equal(
-            together["token_ids"][i], alone["token_ids"][0]
+            together["token_ids"][i], single["token_ids"][0]
         )
         np.testing.assert_array_equal(
             together["token_ids"][i, :length], inputs["token_ids"][i, :length]
         )
     for where in ("left", "anywhere"):
-        padded = model.generate(prompts(where=where), stop_token_ids=None)
+        padded = exact_model.generate(prompts(where=where), stop_token_ids=None)
         np.testing.assert_array_equal(
             padded["token_ids"], together["token_ids"]
         )
 
 
-@pytest.mark.parametrize("name", ["greedy", "beam"])
-def test_rows_that_stop_disturb_no_others(name):
-    model = tiny_model(sampler=samplers()[name])
+def test_rows_that_stop_disturb_no_others(exact_model):
     inputs = prompts()
-    free = model.generate(inputs, stop_token_ids=None)["token_ids"]
+    free = exact_model.generate(inputs, stop_token_ids=None)["token_ids"]
     # A token that row 1 makes soon.
     stop = int(free[1, PROMPT_LENGTHS[1] + 2])
     stops = (stop, VOCABULARY - 1)
-    stopped = model.generate(inputs, stop_token_ids=stops)
+    stopped = exact_model.generate(inputs, stop_token_ids=stops)
     for i, length in enumerate(PROMPT_LENGTHS):
-        alone = model.generate(row(inputs, i), stop_token_ids=stops)
+        single = exact_model.generate(alone(inputs, i), stop_token_ids=stops)
         for key in ("token_ids", "padding_mask"):
-            np.testing.assert_array_equal(stopped[key][i], alone[key][0])
+            np.testing.assert_array_equal(stopped[key][i], single[key][0])
         new = stopped["token_ids"][i][stopped["padding_mask"][i]][length:]
         ends = np.flatnonzero(np.isin(new, stops))
         assert len(ends) == 0 or ends[0] == len(new) - 1
-        if name == "greedy":
+        if not isinstance(exact_model.sampler, keras_hub.samplers.BeamSampler):
             np.testing.assert_array_equal(
                 new, free[i, length : length + len(new)]
             )
-    assert not stopped["padding_mask"][1].all()
+    if isinstance(exact_model.sampler, keras_hub.samplers.GreedySampler):
+        assert not stopped["padding_mask"][1].all()
 
 
 def test_a_stop_token_that_ends_the_prompt_stops_nothing():
@@ -139,17 +147,18 @@ def test_a_stop_token_that_ends_the_prompt_stops_nothing():
     )
 
 
-@pytest.mark.parametrize("where", ["left", "right"])
-def test_strip_prompt(where):
+def test_strip_prompt():
     model = tiny_model()
-    inputs = prompts(where=where)
-    whole = model.generate(inputs, stop_token_ids=None)
-    new = model.generate(inputs, stop_token_ids=None, strip_prompt=True)
-    for i, length in enumerate(PROMPT_LENGTHS):
-        np.testing.assert_array_equal(
-            new["token_ids"][i][new["padding_mask"][i].astype(bool)],
-            whole["token_ids"][i, length:],
+    whole = model.generate(prompts(), stop_token_ids=None)
+    for where in ("left", "right"):
+        new = model.generate(
+            prompts(where=where), stop_token_ids=None, strip_prompt=True
         )
+        for i, length in enumerate(PROMPT_LENGTHS):
+            np.testing.assert_array_equal(
+                new["token_ids"][i][new["padding_mask"][i].astype(bool)],
+                whole["token_ids"][i, length:],
+            )
 
 
 def test_beam_of_width_one_is_greedy():
@@ -167,9 +176,8 @@ def test_a_full_prompt_comes_back():
     np.testing.assert_array_equal(outputs["token_ids"], inputs["token_ids"])
 
 
-@pytest.mark.parametrize("pattern", ["griffin", "hawk"])
-def test_prefill_and_decode_equal_the_whole(pattern):
-    model = tiny_model(block_types=PATTERNS[pattern], final_logit_soft_cap=3.0)
+def test_prefill_and_decode_equal_the_whole():
+    model = tiny_model(final_logit_soft_cap=3.0)
     ids = tokens(2, 30)
     expected = run(model, ids)
     logits, state = model.prefill({"token_ids": ids[:, :16]})

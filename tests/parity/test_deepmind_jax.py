@@ -193,6 +193,22 @@ def test_gradients_of_every_parameter(record_error):
         assert error < GRADIENT_TOLERANCE, path
 
 
+def test_bfloat16_is_no_worse_than_the_original():
+    rounded = peers.DeepMindGriffin(peers.GRIFFIN, dtype="bfloat16")
+    token_ids, segment_pos = make_batch()
+    real = segment_pos >= 0
+    theirs = rounded.logits(token_ids, segment_pos)[real]
+    exact = make_peer()
+    exact = exact.step(
+        token_ids, segment_pos, cache=None, params=rounded.params
+    )[0][real]
+    model = make_model(rounded.params, dtype="bfloat16")
+    inputs = peers.our_inputs(token_ids, segment_pos)
+    ours = peers.our_outputs(model, inputs)[real]
+    assert ours.dtype == "float32"
+    assert np.abs(ours - exact).mean() <= np.abs(theirs - exact).mean()
+
+
 def make_complex_layer(peer, units=16):
     layer = RGLRU(units, num_gate_blocks=2, recurrence="complex")
     layer.build((None, None, units))

@@ -20,15 +20,9 @@ from keras_griffin.layers import RecurrentBlock
 from keras_griffin.layers import ResidualBlock
 from support.checks import assert_close
 from support.checks import to_numpy
+from support.tolerances import TOLERANCES
 
 BACKEND = keras.config.backend()
-
-if BACKEND == "torch":
-    import torch
-
-    # Threads waiting for each other take 50 times longer than work this small
-    # where another process wants the cores.
-    torch.set_num_threads(1)
 
 # Half the compile time. Only LLVM's optimizations are left out.
 XLA_OPTIONS = {"xla_backend_optimization_level": 0}
@@ -39,10 +33,6 @@ CONV_SIZE = 4
 WINDOW = 4
 # Slots of global attention: tokens that a row may have in all.
 MAX_LENGTH = 100
-
-
-def _mlp(**kwargs):
-    return GatedMLP(12, **kwargs)
 
 
 def _recurrent(**kwargs):
@@ -57,41 +47,42 @@ def _global(**kwargs):
     return LocalMQA(2, 4, window_size=None, **kwargs)
 
 
+def _residual(temporal, **kwargs):
+    return ResidualBlock(
+        temporal(name="temporal", **kwargs),
+        GatedMLP(12, name="mlp", **kwargs),
+        **kwargs,
+    )
+
+
 # Every temporal layer, as small as it can be without being special. Called
 # with keyword arguments of `keras.layers.Layer`, such as `dtype`.
 TEMPORAL_LAYERS = {
-    "conv": lambda **kw: CausalConv1D(CONV_SIZE, **kw),
-    "rglru": lambda **kw: RGLRU(WIDTH, num_gate_blocks=2, **kw),
-    "rglru_complex": lambda **kw: RGLRU(
-        WIDTH, num_gate_blocks=2, recurrence="complex", **kw
+    "conv": functools.partial(CausalConv1D, CONV_SIZE),
+    "rglru": functools.partial(RGLRU, WIDTH, num_gate_blocks=2),
+    "rglru_complex": functools.partial(
+        RGLRU, WIDTH, num_gate_blocks=2, recurrence="complex"
     ),
     "recurrent_block": _recurrent,
     "local_mqa": _local,
     "global_mqa": _global,
-    "residual_recurrent": lambda **kw: ResidualBlock(
-        _recurrent(**kw), _mlp(**kw), **kw
-    ),
-    "residual_local": lambda **kw: ResidualBlock(
-        _local(**kw), _mlp(**kw), **kw
-    ),
-    "residual_global": lambda **kw: ResidualBlock(
-        _global(**kw), _mlp(**kw), **kw
-    ),
+    "residual_recurrent": functools.partial(_residual, _recurrent),
+    "residual_local": functools.partial(_residual, _local),
+    "residual_global": functools.partial(_residual, _global),
 }
-
-
-def make_layer(name, width=WIDTH, **kwargs):
-    """A built layer of `TEMPORAL_LAYERS` with random weights."""
-    layer = TEMPORAL_LAYERS[name](**kwargs)
-    layer.build((None, None, width))
-    randomize(layer)
-    return layer
 
 
 @functools.cache
 def make_probe(name):
     """The `Probe` of a float32 layer, compiled once for all tests."""
-    return Probe(make_layer(name))
+    return probe_of(TEMPORAL_LAYERS[name]())
+
+
+def probe_of(layer, width=WIDTH):
+    """The `Probe` of a new layer, built with random weights."""
+    layer.build((None, None, width))
+    randomize(layer)
+    return Probe(layer)
 
 
 def randomize(layer, seed=0):
@@ -135,10 +126,15 @@ class Probe:
 
     def __init__(self, layer):
         self.layer = layer
-        self.names = [weight.path for weight in layer.trainable_weights]
+        # As in "linear_x/kernel".
+        self.names = [
+            weight.path.removeprefix(f"{layer.name}/")
+            for weight in layer.trainable_weights
+        ]
         self._run = {"jax": _jax, "tensorflow": _tensorflow, "torch": _torch}[
             BACKEND
         ](self._forward)
+        self._values = compiled(self._forward, static_argnums=3)
 
     def __call__(
         self,
@@ -172,20 +168,10 @@ class Probe:
                     state = self.layer.init_state(x.shape[0])
                 dstate = random_cotangents(state)
             cotangents["state"] = dstate
-        floats = {"x": ops.convert_to_tensor(x)}
-        others = {}
-        for name, value in inputs.items():
-            if name == "initial_state":
-                floats[name], others[name] = partition(value)
-            elif value is not None:
-                others[name] = ops.convert_to_tensor(value)
-        weights = [
-            ops.convert_to_tensor(weight.value)
-            for weight in self.layer.trainable_weights
-        ]
+        weights, floats, others = self._tensors(x, inputs)
         cotangents = keras.tree.map_structure(ops.convert_to_tensor, cotangents)
-        # On JAX with gradients all the same: to compile one program, not two.
-        if not gradients and BACKEND != "jax":
+        # Else with gradients all the same: to compile one program, not two.
+        if not gradients and BACKEND == "torch":
             outputs = self._forward(weights, floats, others, return_state)
             return Result(outputs["y"], outputs.get("state"))
         outputs, (dweights, dfloats) = self._run(
@@ -199,6 +185,27 @@ class Probe:
             dweights=dweights,
         )
 
+    def values(self, x, return_state=False, **inputs):
+        """The outputs of the layer's call, compiled without gradients."""
+        outputs = self._values(*self._tensors(x, inputs), return_state)
+        if not return_state:
+            return to_numpy(outputs["y"])
+        return to_numpy(outputs["y"]), outputs["state"]
+
+    def _tensors(self, x, inputs):
+        floats = {"x": ops.convert_to_tensor(x)}
+        others = {}
+        for name, value in inputs.items():
+            if name == "initial_state":
+                floats[name], others[name] = partition(value)
+            elif value is not None:
+                others[name] = ops.convert_to_tensor(value)
+        weights = [
+            ops.convert_to_tensor(weight.value)
+            for weight in self.layer.trainable_weights
+        ]
+        return weights, floats, others
+
     def _forward(self, weights, floats, others, return_state):
         inputs = {**floats, **others}
         if "initial_state" in floats:
@@ -208,10 +215,19 @@ class Probe:
             }
         mapping = zip(self.layer.trainable_weights, weights, strict=True)
         with keras.StatelessScope(state_mapping=list(mapping)):
-            outputs = self.layer(return_state=return_state, **inputs)
-        if not return_state:
-            return {"y": outputs}
-        return {"y": outputs[0], "state": outputs[1]}
+            if not return_state:
+                return {"y": self.layer(inputs.pop("x"), **inputs)}
+            y, state = self.layer(inputs.pop("x"), return_state=True, **inputs)
+            return {"y": y, "state": state}
+
+
+def compiled(function, **kwargs):
+    """`function` as one program on JAX, where eager operations are slow."""
+    if BACKEND != "jax":
+        return function
+    import jax
+
+    return jax.jit(function, compiler_options=XLA_OPTIONS, **kwargs)
 
 
 def is_float(array):
@@ -310,7 +326,7 @@ PADS = {
 TIME, NUM_REAL = 16, 11
 # Documents of each row, shorter and longer than convolution and window. An
 # id may come back: it is a change of id that starts a document.
-DOCUMENTS = ((3, 5, 3), (1, 1, 4, 5), (4, 3, 4))
+DOCUMENTS = ((3, 5, 2, 1), (1, 1, 4, 5), (4, 3, 3, 1))
 SEGMENT_IDS = (1, 7, 1, 2)
 # Pads hold values large enough to be seen wherever they leak.
 GARBAGE = 1000.0
@@ -440,10 +456,19 @@ def _tensorflow(forward):
             total, sources, unconnected_gradients=tf.UnconnectedGradients.ZERO
         )
 
-    return run
+    graph = tf.function(run, autograph=False)
+
+    def choose(weights, floats, *arguments):
+        # Pieces run so often that making a graph pays, whole rows do not.
+        is_piece = floats["x"].shape[1] < 6
+        return (graph if is_piece else run)(weights, floats, *arguments)
+
+    return choose
 
 
 def _torch(forward):
+    import torch
+
     def run(weights, floats, others, cotangents, return_state):
         weights, floats = keras.tree.map_structure(
             lambda z: z.detach().clone().requires_grad_(), (weights, floats)
@@ -459,3 +484,46 @@ def _torch(forward):
         ), gradients
 
     return run
+
+
+def assert_equals_reference(probe, reference, x):
+    """Compares a layer, and its gradients, with NumPy in float64.
+
+    Args:
+        probe: `Probe` of the layer.
+        reference: callable `(weights, x)` to `y`, `weights` a dict by the
+            names in `probe.names`.
+        x: array.
+    """
+    dy = normal(np.shape(reference(weights64(probe), x)), seed=1)
+    result = probe(x, return_state=False, dy=dy)
+    point = {**weights64(probe), "x": x.astype("float64")}
+
+    def loss(point):
+        return np.sum(reference(point, point["x"]) * dy)
+
+    assert_close(result.y, reference(point, point["x"]), name="y")
+    gradients = dict(zip(probe.names, result.dweights, strict=True))
+    gradients["x"] = result.dx
+    rng = np.random.default_rng(9)
+    for name, gradient in gradients.items():
+        direction = rng.normal(size=gradient.shape)
+        gradient = to_numpy(gradient).astype("float64")
+        step = 1e-5 * direction
+        slope = loss({**point, name: point[name] + step})
+        slope = (slope - loss({**point, name: point[name] - step})) / 2e-5
+        # The error of a sum is relative to its terms.
+        scale = np.sum(np.abs(gradient * direction))
+        error = np.abs(np.sum(gradient * direction) - slope)
+        allowed = TOLERANCES["float32"].gradients
+        assert error <= allowed * scale, (name, error, scale)
+
+
+def weights64(probe):
+    """The weights in float64, by the names in `probe.names`."""
+    return {
+        name: to_numpy(weight.value).astype("float64")
+        for name, weight in zip(
+            probe.names, probe.layer.trainable_weights, strict=True
+        )
+    }

@@ -102,37 +102,45 @@ def deepmind_config(settings):
 
 
 class DeepMindGriffin:
-    """`recurrentgemma.jax.Griffin` in float32 on the CPU.
+    """`recurrentgemma.jax.Griffin` on the CPU.
 
     Args:
         settings: dict of `GriffinBackbone` arguments.
         seed: int. Seed of the parameters.
+        dtype: str. Of the computation; parameters stay float32, rounded to
+            what it can hold. Defaults to `"float32"`.
     """
 
-    def __init__(self, settings, seed=0):
+    def __init__(self, settings, seed=0, dtype="float32"):
         import jax
         from recurrentgemma.jax import griffin
 
         self.model = griffin.Griffin(
-            deepmind_config(settings), gradient_checkpointing=False
+            deepmind_config(settings),
+            gradient_checkpointing=False,
+            dtype=dtype,
         )
         tokens = np.zeros((1, 1), "int32")
         shapes = jax.eval_shape(
             self.model.init, jax.random.PRNGKey(0), tokens, tokens
         )
-        self.params = _random_tree(shapes["params"], seed)
+        self.params = jax.tree.map(
+            lambda x: x.astype(jax.numpy.dtype(dtype)).astype("float32"),
+            _random_tree(shapes["params"], seed),
+        )
         self._apply = jax.jit(self.model.apply, compiler_options=QUICK)
 
     def logits(self, token_ids, segment_pos):
         """Returns logits (batch, time, vocabulary)."""
         return self.step(token_ids, segment_pos, None)[0]
 
-    def step(self, token_ids, segment_pos, cache):
+    def step(self, token_ids, segment_pos, cache, params=None):
         """Returns logits and the cache after the tokens."""
+        params = self.params if params is None else params
         logits, cache = self._apply(
-            {"params": self.params}, token_ids, segment_pos, cache
+            {"params": params}, token_ids, segment_pos, cache
         )
-        return np.asarray(logits), cache
+        return np.asarray(logits, "float32"), cache
 
     def gradients(self, token_ids, segment_pos, cotangent):
         """Returns d sum(logits * cotangent) / d parameters, as a tree."""
