@@ -65,20 +65,14 @@ BACKBONE = {
     "dropout": 0.15,
 }
 
-STEPS = 2400
+STEPS = 900
 BATCH_SIZE = 16
 ROW_LENGTH = 128  # tokens, some 270 characters
 PEAK_LEARNING_RATE = 3e-3
 FINAL_LEARNING_RATE = 0.02  # of the peak
 WARMUP = 0.03  # of all steps
 WEIGHT_DECAY = 0.1
-# Kudo 2018 (arXiv:1804.10959): with every pass the words are cut in pieces in
-# another way, drawn with probabilities to this power. That multiplies the data
-# and is by far the strongest regulariser here. The last part of training sees
-# the best segmentation, as generation does.
-SAMPLING_POWER = 0.2
-SAMPLING_STEPS = 0.8  # of all steps
-REPORTS = 6
+REPORTS = 3
 
 # Validation: rows of 512 tokens of which the last 256 count, so that every
 # token (but the text's first 256) is predicted from at least 256 others.
@@ -125,41 +119,10 @@ def train_tokenizer(text, vocabulary_size):
     return model.getvalue()
 
 
-class Segmenter:
-    """Cuts the training text into tokens, in the best or in a random way."""
-
-    def __init__(self, proto, text):
-        self._processor = sentencepiece.SentencePieceProcessor(
-            model_proto=proto
-        )
-        # No piece spans two lines.
-        self._lines = text.splitlines(keepends=True)
-
-    def best(self):
-        return self._join(self._processor.encode(self._lines))
-
-    def random(self):
-        return self._join(
-            self._processor.encode(
-                self._lines,
-                enable_sampling=True,
-                alpha=SAMPLING_POWER,
-                nbest_size=-1,  # draw among all segmentations
-            )
-        )
-
-    @staticmethod
-    def _join(rows):
-        return np.concatenate([np.array(row, "int32") for row in rows])
-
-
-def training_batches(segmenter, start_id, steps, seed):
+def training_batches(ids, start_id, seed):
     """Yields `(x, y)` for `fit`; each pass has other rows in another order."""
     rng = np.random.default_rng(seed)
-    step = 0
     while True:
-        sampled = step < SAMPLING_STEPS * steps
-        ids = segmenter.random() if sampled else segmenter.best()
         starts = np.arange(
             rng.integers(ROW_LENGTH), len(ids) - ROW_LENGTH, ROW_LENGTH
         )
@@ -168,7 +131,6 @@ def training_batches(segmenter, start_id, steps, seed):
             batch = starts[i * BATCH_SIZE : (i + 1) * BATCH_SIZE, None]
             y = ids[batch + np.arange(ROW_LENGTH)]
             yield model_inputs(y, start_id), y
-            step += 1
 
 
 def model_inputs(y, start_id):
@@ -260,12 +222,10 @@ def make_optimizer(model, steps):
 
 def train(model, tokenizer, train_text, validation_text, steps, seed):
     """Trains the model with `fit`, and returns how long that took."""
-    segmenter = Segmenter(tokenizer.proto, train_text)
+    ids = np.asarray(tokenizer(train_text), "int32")
     row = tf.TensorSpec((BATCH_SIZE, ROW_LENGTH), "int32")
     data = tf.data.Dataset.from_generator(
-        lambda: training_batches(
-            segmenter, tokenizer.start_token_id, steps, seed
-        ),
+        lambda: training_batches(ids, tokenizer.start_token_id, seed),
         output_signature=({"token_ids": row, "padding_mask": row}, row),
     ).prefetch(4)
     model.compile(
@@ -279,6 +239,7 @@ def train(model, tokenizer, train_text, validation_text, steps, seed):
         epochs=REPORTS,
         steps_per_epoch=steps // REPORTS,
         callbacks=[Report(tokenizer, validation_text)],
+        shuffle=False,  # done by the generator
         verbose=2,
     )
     return time.perf_counter() - started
@@ -332,8 +293,7 @@ that falls back to bytes, so that any text has tokens. Weights are float16.
 **Training.** {results["steps"]} steps of {BATCH_SIZE} rows of {ROW_LENGTH}
 tokens with `model.fit`: AdamW, warm-up and cosine decay from
 {PEAK_LEARNING_RATE}, weight decay {WEIGHT_DECAY}, dropout
-{BACKBONE["dropout"]}, random segmentations of the words (subword
-regularisation, arXiv:1804.10959).
+{BACKBONE["dropout"]}.
 {results["minutes"]:.0f} minutes on {results["machine"]}, beside other work.
 
 **Loss** on the whole last 10 % (111,540 characters), in nats a character, of
@@ -378,7 +338,6 @@ def main():
     arguments = parser.parse_args()
 
     keras.utils.set_random_seed(arguments.seed)
-    sentencepiece.set_random_generator_seed(arguments.seed)
     train_text, validation_text = read_splits()
     tokenizer = keras_griffin.GriffinTokenizer(
         train_tokenizer(train_text, VOCABULARY_SIZE)

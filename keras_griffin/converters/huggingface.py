@@ -188,12 +188,11 @@ def read_config(folder):
         dict.
 
     Raises:
-        FileNotFoundError: if there is no config.json.
-        ValueError: if it is not a JSON object.
+        ValueError: if there is no config.json, or it is not a JSON object.
     """
     path = pathlib.Path(folder) / CONFIG_FILE
     if not path.is_file():
-        raise FileNotFoundError(
+        raise ValueError(
             f"A folder in Hugging Face's format must hold {CONFIG_FILE}. "
             f"Received: {folder}. Give the folder that `save_pretrained` wrote."
         )
@@ -314,11 +313,11 @@ def load_weights(backbone, folder):
         folder: str or path. Holds model.safetensors, or its index and shards.
 
     Raises:
-        FileNotFoundError: if there are no weights, or a shard is missing.
         ImportError: if safetensors is not installed.
-        ValueError: if a file is damaged, a tensor is missing, unknown, doubled,
-            of another shape, of a dtype other than float, or holds NaN, or if
-            the output embedding is not the input embedding.
+        ValueError: if there are no weights, a file is missing or damaged, a
+            tensor is missing, unknown, doubled, of another shape, of a dtype
+            other than float, or holds NaN, or the output embedding is not the
+            input embedding. Only for NaN has anything been assigned by then.
     """
     table = weight_map.rows(HUGGINGFACE, backbone)
     with contextlib.ExitStack() as stack:
@@ -362,11 +361,11 @@ def tokenizer_file(folder):
         `pathlib.Path`.
 
     Raises:
-        FileNotFoundError: if there is no tokenizer.model.
+        ValueError: if there is no tokenizer.model.
     """
     path = pathlib.Path(folder) / TOKENIZER_FILE
     if not path.is_file():
-        raise FileNotFoundError(
+        raise ValueError(
             f"The tokenizer is read from {TOKENIZER_FILE}, a SentencePiece "
             f"model. Received: {folder}, without it. Copy it from the original "
             "checkpoint (tokenizer.json is not read)."
@@ -426,7 +425,7 @@ def _weight_files(folder):
         return [folder / WEIGHTS_FILE]
     index_path = folder / INDEX_FILE
     if not index_path.is_file():
-        raise FileNotFoundError(
+        raise ValueError(
             f"Weights are read from {WEIGHTS_FILE}, or from {INDEX_FILE} and "
             f"its shards. Received: {folder}, without either. Save the model "
             "with `save_pretrained(folder)` of transformers 5, which writes "
@@ -442,7 +441,7 @@ def _weight_files(folder):
     names = sorted(set(index["weight_map"].values()))
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
-        raise FileNotFoundError(
+        raise ValueError(
             f"Every shard named in {INDEX_FILE} must be there. Received: "
             f"{folder}, without {', '.join(missing)}. Download what is missing."
         )

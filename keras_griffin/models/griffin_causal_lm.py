@@ -5,6 +5,7 @@ from keras import ops
 from keras_hub.models import CausalLM
 from keras_hub.samplers import BeamSampler
 from keras_hub.samplers import ContrastiveSampler
+from keras_hub.samplers import SpeculativeSampler
 
 from keras_griffin.models.griffin_backbone import GriffinBackbone
 from keras_griffin.models.griffin_backbone import check_inputs
@@ -195,8 +196,25 @@ class GriffinCausalLM(CausalLM):
         self.optimizer.build(self.trainable_variables)
 
     def compile(self, *args, **kwargs):
+        """Configures training and sampling. See `keras_hub.models.CausalLM`.
+
+        Raises:
+            ValueError: for samplers that a recurrent state cannot serve.
+        """
         super().compile(*args, **kwargs)
         self._state_functions = {}
+        if isinstance(self.sampler, SpeculativeSampler):
+            raise ValueError(
+                "A sampler must not take tokens back: a recurrent state "
+                f"cannot. Received: {type(self.sampler).__name__}. Compile "
+                "with 'greedy', 'top_k', 'top_p', 'random', 'beam' or "
+                "'contrastive'."
+            )
+        if getattr(self.sampler, "return_all_beams", False):
+            raise ValueError(
+                "`generate` returns one text for each prompt. Received: a "
+                "BeamSampler with return_all_beams=True. Set it to False."
+            )
 
     def _post_quantize(self, mode, **kwargs):
         super()._post_quantize(mode, **kwargs)

@@ -80,8 +80,7 @@ def linear_scan(x, a, initial_state=None, reverse=False, implementation="auto"):
             )
     batch, _, width = x[0].shape
     if initial_state is None:
-        rows = ops.shape(x[0])[0]
-        state = tuple(ops.zeros((rows, width), "float32") for _ in x)
+        state = tuple(zero_state(part) for part in x)
     else:
         state = _as_numbers("initial_state", initial_state, is_pair)
     for part in state:
@@ -115,6 +114,11 @@ def check_implementation(implementation, known):
             f"`implementation` must be one of {', '.join(map(repr, known))}. "
             f"Received: implementation={implementation!r}"
         )
+
+
+def zero_state(x):
+    """Zeros `(batch, width)`, placed and sharded like `x`."""
+    return ops.sum(x[:, :0], axis=1)
 
 
 def shapes_agree(shape, expected):

@@ -3,6 +3,7 @@ from keras import ops
 
 from keras_griffin.kernels.linear_scan.api import check_implementation
 from keras_griffin.kernels.linear_scan.api import shapes_agree
+from keras_griffin.kernels.linear_scan.api import zero_state
 from keras_griffin.kernels.rg_lru.ops_rg_lru import Inputs
 from keras_griffin.kernels.rg_lru.ops_rg_lru import rg_lru_float32
 
@@ -104,7 +105,7 @@ def rg_lru(
             f"x.shape={tuple(x.shape)}"
         )
     if initial_state is None:
-        initial_state = ops.zeros((ops.shape(x)[0], x.shape[2]), "float32")
+        initial_state = zero_state(x)
     inputs = Inputs(
         x,
         tensor(recurrence_gate_kernel),

@@ -181,7 +181,7 @@ def test_one_query_head_may_leave_key_value_heads_out():
 
 
 def test_read_config(tmp_path):
-    with pytest.raises(FileNotFoundError, match="must hold config.json"):
+    with pytest.raises(ValueError, match="must hold config.json"):
         huggingface.read_config(tmp_path)
     path = tmp_path / "config.json"
     path.write_text("{")
@@ -306,14 +306,14 @@ def test_truncated_file(tmp_path, tensors, left):
 
 
 def test_no_weights(tmp_path):
-    check_refused(tmp_path, FileNotFoundError, "without either")
+    check_refused(tmp_path, ValueError, "without either")
 
 
 def test_missing_shard(tmp_path, tensors):
     write_shards(tmp_path, tensors)
     (tmp_path / "model-00002-of-00003.safetensors").unlink()
     match = "without model-00002-of-00003.safetensors"
-    check_refused(tmp_path, FileNotFoundError, match)
+    check_refused(tmp_path, ValueError, match)
 
 
 def test_damaged_index(tmp_path, tensors):
@@ -346,7 +346,7 @@ def test_complex_recurrence_cannot_be_exported():
 
 
 def test_tokenizer_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match="tokenizer.model"):
+    with pytest.raises(ValueError, match="tokenizer.model"):
         huggingface.tokenizer_file(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"")
     path = huggingface.tokenizer_file(str(tmp_path))
@@ -391,7 +391,7 @@ def test_weights_get_the_sharding_of_their_variables(tmp_path, tensors):
         env={**os.environ, "XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,  # a hang; it takes 10 s
         cwd=pathlib.Path(__file__).parents[2],
     )
     assert result.returncode == 0, result.stderr

@@ -268,14 +268,40 @@ def test_vmap_and_scan():
     def loss(x, a):
         return ops.sum(linear_scan(x, a)[0] ** 2)
 
-    expected = [jax.grad(loss)(x[i], a[i]) for i in range(3)]
-    mapped = jax.vmap(jax.grad(loss))(x, a)
+    gradient = jax.jit(jax.grad(loss))
+    expected = [gradient(x[i], a[i]) for i in range(3)]
+    mapped = jax.jit(jax.vmap(gradient))(x, a)
     _, scanned = jax.lax.scan(
-        lambda carry, xa: (carry, jax.grad(loss)(*xa)), 0, (x, a)
+        lambda carry, xa: (carry, gradient(*xa)), 0, (x, a)
     )
     for i in range(3):
         assert_close(mapped[i], expected[i], kind="gradients")
         assert_close(scanned[i], expected[i], kind="gradients")
+
+
+@only("jax")
+def test_shard_map():
+    import jax
+    from jax.sharding import PartitionSpec
+
+    mesh = jax.sharding.Mesh(
+        np.array(jax.devices()[:1]).reshape(1, 1), ("batch", "model")
+    )
+    spec = PartitionSpec("batch", None, "model")
+    x, a = draw(2, 5, 4), decays(2, 5, 4)
+
+    def loss(run):
+        return jax.grad(lambda x, a: ops.sum(run(x, a) ** 2), argnums=(0, 1))
+
+    def run(x, a):
+        return linear_scan(x, a)[0]
+
+    # It checks that the loop's state varies over the mesh as its inputs do.
+    sharded = jax.shard_map(run, mesh=mesh, in_specs=spec, out_specs=spec)
+    for actual, expected in zip(
+        jax.jit(loss(sharded))(x, a), jax.jit(loss(run))(x, a), strict=True
+    ):
+        assert_close(actual, expected, kind="gradients")
 
 
 @only("jax")

@@ -290,6 +290,16 @@ def test_streaming_needs_text_and_a_simple_sampler():
         model.generate_stream("text")
 
 
+def test_samplers_that_cannot_work_are_refused():
+    model = tiny_model()
+    with pytest.raises(ValueError, match="must not take tokens back"):
+        model.compile(sampler=keras_hub.samplers.SpeculativeSampler())
+    with pytest.raises(ValueError, match="one text for each prompt"):
+        model.compile(
+            sampler=keras_hub.samplers.BeamSampler(return_all_beams=True)
+        )
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_fit_on_arrays_learns(packed):
     model = tiny_model()

@@ -275,10 +275,7 @@ def random_state(layer, batch=BATCH, position=0, seed=3):
 
 
 def fresh_state(layer, batch=BATCH):
-    return {
-        name: np.array(to_numpy(leaf))
-        for name, leaf in layer.init_state(batch, max_length=MAX_LENGTH).items()
-    }
+    return layer.init_state(batch, max_length=MAX_LENGTH)
 
 
 @dataclasses.dataclass

@@ -27,7 +27,7 @@ GRIFFIN = {
     "scale_embeddings": True,
     "final_logit_soft_cap": 5.0,
 }
-# Peers run once a shape: compiling them well would cost more than it saves.
+# All runs once: for JAX to compile it well would cost more than it saves.
 QUICK = {"xla_backend_optimization_level": 0}
 TEXT = "the quick brown fox jumps over the lazy dog"
 
@@ -343,10 +343,9 @@ def flatten(tree):
 
 
 def our_outputs(model, inputs):
-    """Returns model(inputs) as NumPy, compiled as a whole on JAX.
+    """Returns model(inputs) as NumPy.
 
-    For a shape that occurs once. JAX compiles operation by operation else,
-    which pays when other tests have the same shape.
+    Compiled as a whole on JAX, where else each operation is, for each shape.
     """
     import keras
 
@@ -357,11 +356,11 @@ def our_outputs(model, inputs):
 
     state = [v.value for v in model.non_trainable_variables]
 
-    @jax.jit
     def outputs(values, inputs):
         return model.stateless_call(values, state, inputs)[0]
 
     values = [v.value for v in model.trainable_variables]
+    outputs = jax.jit(outputs, compiler_options=QUICK)
     return np.asarray(outputs(values, inputs))
 
 
@@ -386,12 +385,11 @@ def our_gradients(model, inputs, cotangent):
 
         state = [v.value for v in model.non_trainable_variables]
 
-        @jax.jit
-        @jax.grad
-        def gradient(values):
+        def loss(values):
             y, _ = model.stateless_call(values, state, inputs)
             return (y * cotangent).sum()
 
+        gradient = jax.jit(jax.grad(loss), compiler_options=QUICK)
         gradients = gradient([v.value for v in variables])
     elif backend == "tensorflow":
         import tensorflow as tf
