@@ -154,9 +154,12 @@ class GriffinCausalLM(CausalLM):
         check_inputs(inputs, self.backbone.vocabulary_size)
         return super().__call__(inputs, *args, **kwargs)
 
-    def call(self, inputs, *args, **kwargs):
+    # Keras looks for `training` by name: without it nothing would drop out.
+    def call(self, inputs, training=None, mask=None):
         # On JAX, `fit` comes here without passing `__call__`.
-        return super().call(fill_inputs(inputs), *args, **kwargs)
+        return super().call(
+            fill_inputs(inputs), training=training, mask=mask
+        )
 
     # KerasHub turns all data into a pipeline for the sake of preprocessing,
     # and arrays are not shuffled then. Token ids need none of it.

@@ -187,7 +187,6 @@ CHANGES = {
     "rope_max_wavelength": 50.0,
     "rope_fraction": 1.0,
     "layer_norm_epsilon": 0.5,
-    "dropout": 0.5,
     "decay_initializer": "reference",
 }
 
@@ -202,7 +201,7 @@ def described(model):
         if "seed" not in weight.path:
             weight.assign(0.5 * rng.normal(size=weight.shape))
     inputs = {"token_ids": tokens(1, 12), "padding_mask": np.ones((1, 12))}
-    outputs = to_numpy(model(inputs, training=True))
+    outputs = to_numpy(model(inputs))
     return shapes, first_decays, outputs.round(5).tolist()
 
 
@@ -225,6 +224,28 @@ def test_every_argument_matters_and_is_kept(name, unchanged):
     assert config[name] == CHANGES[name]
     again = keras_griffin.GriffinBackbone.from_config(config)
     assert again.get_config() == config
+
+
+@pytest.mark.parametrize("with_head", [False, True])
+def test_dropout_drops_in_training_alone(with_head):
+    model = tiny_model(dropout=0.5)
+    assert model.backbone.get_config()["dropout"] == 0.5
+    model = model if with_head else model.backbone
+    ids = tokens(1, 12)
+    inputs = {"token_ids": ids, "padding_mask": np.ones_like(ids)}
+    first = to_numpy(model(inputs, training=True))
+    assert (to_numpy(model(inputs, training=True)) != first).any()
+    evaluated = to_numpy(model(inputs, training=False))
+    np.testing.assert_array_equal(evaluated, to_numpy(model(inputs)))
+
+
+def test_fit_drops_out():
+    model = tiny_model(dropout=0.5)
+    model.compile(optimizer=keras.optimizers.SGD(0.0))
+    ids = tokens(2, 12)
+    x = {"token_ids": ids, "padding_mask": np.ones_like(ids)}
+    losses = model.fit(x, ids, epochs=3, verbose=0).history["loss"]
+    assert len(set(losses)) == 3
 
 
 def test_implementation_is_passed_on_and_kept():
