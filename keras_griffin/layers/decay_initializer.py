@@ -45,6 +45,8 @@ class DecayInitializer(keras.initializers.Initializer):
                 f"`convention` must be one of {CONVENTIONS}. Received: "
                 f"{convention!r}. New models want 'paper'."
             )
+        if isinstance(seed, dict):
+            seed = keras.saving.deserialize_keras_object(seed)
         self.convention = convention
         self.seed = seed
 
@@ -67,4 +69,7 @@ class DecayInitializer(keras.initializers.Initializer):
         return ops.cast(ops.log(ops.expm1(-log_a)), dtype or "float32")
 
     def get_config(self):
-        return {"convention": self.convention, "seed": self.seed}
+        return {
+            "convention": self.convention,
+            "seed": keras.saving.serialize_keras_object(self.seed),
+        }

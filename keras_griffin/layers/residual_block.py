@@ -80,24 +80,34 @@ class ResidualBlock(TemporalLayer):
         self.mlp_dropout = drop("mlp_dropout")
 
     def build(self, input_shape):
-        self.temporal_norm.build(input_shape)
-        self.temporal.build(input_shape)
-        self.mlp_norm.build(input_shape)
-        self.mlp.build(input_shape)
+        for layer in (
+            self.temporal_norm,
+            self.temporal,
+            self.mlp_norm,
+            self.mlp,
+        ):
+            # Those that were loaded with the block are built already.
+            if not layer.built:
+                layer.build(input_shape)
 
     def init_mixer_state(self, batch_size, max_length=None):
         return self.temporal.init_mixer_state(batch_size, max_length)
 
     def mix(self, x, layout, state):
         y, state = self.temporal.mix(self.temporal_norm(x), layout, state)
-        x = x + self.temporal_dropout(y)
-        return x + self.mlp_dropout(self.mlp(self.mlp_norm(x))), state
+        if self.dropout:
+            y = self.temporal_dropout(y)
+        x = x + y
+        y = self.mlp(self.mlp_norm(x))
+        if self.dropout:
+            y = self.mlp_dropout(y)
+        return x + y, state
 
     def get_config(self):
         return {
             **super().get_config(),
-            "temporal": keras.layers.serialize(self.temporal),
-            "mlp": keras.layers.serialize(self.mlp),
+            "temporal": _unbuilt(self.temporal),
+            "mlp": _unbuilt(self.mlp),
             "layer_norm_epsilon": self.layer_norm_epsilon,
             "dropout": self.dropout,
         }
@@ -108,3 +118,10 @@ class ResidualBlock(TemporalLayer):
         for name in ("temporal", "mlp"):
             config[name] = keras.layers.deserialize(config[name])
         return cls(**config)
+
+
+def _unbuilt(layer):
+    # Built before its block, a loaded layer's weights would have other paths.
+    config = keras.layers.serialize(layer)
+    config.pop("build_config", None)
+    return config

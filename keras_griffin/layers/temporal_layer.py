@@ -34,6 +34,10 @@ class TemporalLayer(keras.layers.Layer):
         arrays whose axis 0 is the batch. Outputs at pads have no meaning.
     """
 
+    def __init__(self, **kwargs):
+        # Keras would round a float32 state to a 16-bit compute dtype.
+        super().__init__(autocast=False, **kwargs)
+
     def call(
         self,
         x,
@@ -43,6 +47,7 @@ class TemporalLayer(keras.layers.Layer):
         return_state=False,
         positions=None,
     ):
+        x = ops.cast(x, self.compute_dtype)
         self._check_call(x, padding_mask, segment_ids, positions)
         batch, time = ops.shape(x)[:2]
         layout = TokenLayout(
@@ -110,10 +115,11 @@ class TemporalLayer(keras.layers.Layer):
         y = keras.KerasTensor(x.shape, dtype=self.compute_dtype)
         if not return_state:
             return y
-        state = keras.backend.compute_output_spec(lambda: self.init_state(1))
+        state = initial_state or self.init_state(1)
         return y, {
             name: keras.KerasTensor(
-                (x.shape[0],) + tuple(leaf.shape[1:]), dtype=leaf.dtype
+                (x.shape[0], *leaf.shape[1:]),
+                dtype=keras.backend.standardize_dtype(leaf.dtype),
             )
             for name, leaf in state.items()
         }

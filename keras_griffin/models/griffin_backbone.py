@@ -336,9 +336,7 @@ class GriffinBackbone(Backbone):
     # Keras looks for `training` by name: without it nothing would drop out.
     def call(self, inputs, training=None, mask=None):
         # On JAX, `fit` comes here without passing `__call__`.
-        return super().call(
-            fill_inputs(inputs), training=training, mask=mask
-        )
+        return super().call(fill_inputs(inputs), training=training, mask=mask)
 
     def init_state(self, batch_size, max_length=None):
         """Returns the state of `batch_size` rows that have seen no token.

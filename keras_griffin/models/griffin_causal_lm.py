@@ -157,9 +157,7 @@ class GriffinCausalLM(CausalLM):
     # Keras looks for `training` by name: without it nothing would drop out.
     def call(self, inputs, training=None, mask=None):
         # On JAX, `fit` comes here without passing `__call__`.
-        return super().call(
-            fill_inputs(inputs), training=training, mask=mask
-        )
+        return super().call(fill_inputs(inputs), training=training, mask=mask)
 
     # KerasHub turns all data into a pipeline for the sake of preprocessing,
     # and arrays are not shuffled then. Token ids need none of it.

@@ -86,14 +86,19 @@ def test_state_as_input_and_output_of_a_functional_model():
     probe = make_probe("residual_local")
     state = fresh_state(probe.layer)
     symbolic = {
-        name: keras.Input(leaf.shape[1:], dtype=str(leaf.dtype), name=name)
+        name: keras.Input(
+            leaf.shape[1:],
+            dtype=keras.backend.standardize_dtype(leaf.dtype),
+            name=name,
+        )
         for name, leaf in state.items()
     }
     x = keras.Input((None, WIDTH), name="x")
     outputs = probe.layer(x, initial_state=symbolic, return_state=True)
     model = keras.Model({"x": x, **symbolic}, outputs)
     inputs = normal((BATCH, NUM_REAL, WIDTH))
-    y, after = compiled(lambda inputs: model(inputs))({"x": inputs, **state})
+    x = ops.convert_to_tensor(inputs)
+    y, after = compiled(lambda inputs: model(inputs))({"x": x, **state})
     expected = probe(inputs, initial_state=state, gradients=False)
     assert_close(y, expected.y)
     for name, leaf in after.items():
