@@ -333,7 +333,9 @@ class LocalMQA(TemporalLayer):
         def write(old, new):
             new = ops.cast(new, old.dtype)
             if new.shape[1] != 1:
-                index = ops.maximum(source, 0)[:, :, None]
+                # A token in front: so there is one where all are kept.
+                new = ops.concatenate([old[:, :1], new], axis=1)
+                index = ops.maximum(source + 1, 0)[:, :, None]
                 new = ops.take_along_axis(new, index, axis=1)
             return ops.where(keep, old, new)
 

@@ -122,11 +122,12 @@ class TokenLayout:
 
     def last(self, values, before):
         """Value at each row's last real token; `before` `(batch,)` if none."""
+        # In front of them: so it holds for no token at all, too.
+        values = ops.concatenate([before[:, None], values], axis=1)
         if self.mask is None:
             return values[:, -1]
-        index = ops.maximum(self._num_real - 1, 0)[:, None]
-        value = ops.take_along_axis(values, index, axis=1)[:, 0]
-        return ops.where(self._num_real > 0, value, before)
+        index = self._num_real[:, None]
+        return ops.take_along_axis(values, index, axis=1)[:, 0]
 
     @property
     def num_real(self):
@@ -136,11 +137,10 @@ class TokenLayout:
     def next_rows(self, batch):
         """Returns the row counters after these tokens."""
         rows = self._state or init_rows(batch)
-        position, segment_id = rows["position"], rows["segment_id"]
-        if not _is_zero(self._time):
-            position = self.last(self.positions + 1, position)
-            if self._segment_ids is not None:
-                segment_id = self.last(self._segment_ids, segment_id)
+        position = self.last(self.positions + 1, rows["position"])
+        segment_id = rows["segment_id"]
+        if self._segment_ids is not None:
+            segment_id = self.last(self._segment_ids, segment_id)
         return {
             "position": position,
             "segment_id": segment_id,
@@ -157,7 +157,3 @@ def permute(x, index):
 
 def _is_one(time):
     return isinstance(time, int) and time == 1
-
-
-def _is_zero(time):
-    return isinstance(time, int) and time == 0
