@@ -416,7 +416,10 @@ def _total(outputs, cotangents):
     pairs = [(outputs["y"], cotangents["y"])]
     for name, cotangent in cotangents.get("state", {}).items():
         pairs.append((outputs["state"][name], cotangent))
-    return sum(ops.sum(ops.cast(a, "float32") * b) for a, b in pairs)
+    return sum(
+        ops.sum(ops.cast(a, "float32") * ops.cast(b, "float32"))
+        for a, b in pairs
+    )
 
 
 def _jax(forward):
