@@ -70,10 +70,13 @@ def test_near_float32(name, policy):
         assert_near(one, other, dtype, "gradients", leaf)
 
 
-@pytest.mark.parametrize("name", ["rglru", "recurrent_block"])
-def test_state_is_handed_on_in_float32(name):
-    """Else each call would round it: splitting would change the result."""
-    probe = probe_of(TEMPORAL_LAYERS[name](dtype="mixed_bfloat16"))
+def test_state_is_handed_on_in_float32():
+    """Else each call would round it: splitting would change the result.
+
+    Of the unit alone: what comes before it in a block is rounded to bfloat16
+    wherever a compiler's fusions end, which depends on the shape.
+    """
+    probe = probe_of(TEMPORAL_LAYERS["rglru"](dtype="mixed_bfloat16"))
     x = normal((BATCH, 6, WIDTH))
     dy = normal(x.shape, seed=1)
     state = fresh_state(probe.layer)
