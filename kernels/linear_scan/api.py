@@ -1,9 +1,7 @@
 import keras
 from keras import ops
 
-from keras_griffin.kernels.linear_scan.ops_scan import scan_float32
-
-IMPLEMENTATIONS = ("auto", "ops")
+from keras_griffin.kernels import dispatch
 
 
 def linear_scan(x, a, initial_state=None, reverse=False, implementation="auto"):
@@ -29,8 +27,10 @@ def linear_scan(x, a, initial_state=None, reverse=False, implementation="auto"):
         reverse: bool. Whether to run from the last time step to the first.
             Defaults to `False`.
         implementation: string. `"ops"`: plain operations, on every backend
-            and device. `"auto"`: the fastest one that covers the case, at
-            present always `"ops"`. Defaults to `"auto"`.
+            and device. `"pallas_tpu"`: a kernel for TPUs, on the JAX backend,
+            for float32 and bfloat16. `"auto"`: the kernel on a machine with a
+            single TPU device where it covers the case, else `"ops"`. Defaults
+            to `"auto"`.
 
     Returns:
         y: like `x`, in the dtype of `x`.
@@ -42,10 +42,13 @@ def linear_scan(x, a, initial_state=None, reverse=False, implementation="auto"):
     Raises:
         ValueError: if `implementation` is unknown, if some arguments are
             pairs and others are not, or if shapes or dtypes are not as above.
+        NotImplementedError: if `"pallas_tpu"` was asked for and does not cover
+            the case.
 
     Numerics:
         float32 inside whatever the dtype of `x` and `a`. The order of the
-        additions differs between backends, so results agree to rounding.
+        additions differs between implementations, so results agree to
+        rounding. `"pallas_tpu"` keeps `y` in its dtype for the backward pass.
 
     Example:
 
@@ -59,7 +62,6 @@ def linear_scan(x, a, initial_state=None, reverse=False, implementation="auto"):
     Source:
         The recurrence of Griffin, arXiv:2402.19427, equation 4.
     """
-    check_implementation(implementation, IMPLEMENTATIONS)
     is_pair = isinstance(x, (tuple, list))
     x = _as_numbers("x", x, is_pair)
     a = _as_numbers("a", a, is_pair)
@@ -91,12 +93,9 @@ def linear_scan(x, a, initial_state=None, reverse=False, implementation="auto"):
                 f"Received: initial_state.shape={tuple(part.shape)}, "
                 f"x.shape={tuple(x[0].shape)}"
             )
-    y, final_state = scan_float32(
-        *(
-            tuple(ops.cast(part, "float32") for part in z)
-            for z in (x, a, state)
-        ),
-        reverse=reverse,
+    state = _cast(state, "float32")
+    y, final_state = dispatch.run(
+        implementation, _ops_scan, _pallas_tpu_scan, x, a, state, reverse
     )
     y = tuple(
         ops.cast(y_part, x_part.dtype)
@@ -107,13 +106,24 @@ def linear_scan(x, a, initial_state=None, reverse=False, implementation="auto"):
     return y[0], final_state[0]
 
 
-def check_implementation(implementation, known):
-    """Raises a `ValueError` unless `implementation` is one of `known`."""
-    if implementation not in known:
-        raise ValueError(
-            f"`implementation` must be one of {', '.join(map(repr, known))}. "
-            f"Received: implementation={implementation!r}"
-        )
+def _ops_scan():
+    from keras_griffin.kernels.linear_scan.ops_scan import scan_float32
+
+    def scan(x, a, state, reverse):
+        x, a = _cast(x, "float32"), _cast(a, "float32")
+        return scan_float32(x, a, state, reverse)
+
+    return scan
+
+
+def _pallas_tpu_scan():
+    from keras_griffin.kernels.linear_scan.pallas_tpu import scan_tpu
+
+    return scan_tpu
+
+
+def _cast(numbers, dtype):
+    return tuple(ops.cast(part, dtype) for part in numbers)
 
 
 def zero_state(x):

@@ -15,7 +15,7 @@ from keras_griffin.kernels.linear_scan.numbers import multiply
 
 @functools.partial(jax.jit, static_argnames=("reverse", "shifted"))
 def loop(x, a, carry, reverse, shifted):
-    """See `ops_scan.scan_float32`. Tuples of float32 arrays."""
+    """See `ops_scan.make_scan`. Tuples of float32 arrays."""
     time = x[0].shape[1]
 
     def step(i, state):

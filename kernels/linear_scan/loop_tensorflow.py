@@ -59,7 +59,7 @@ def _loop(x, a, carry, reverse, shifted):
 
 
 def loop(x, a, carry, reverse, shifted):
-    """See `ops_scan.scan_float32`. Tuples of float32 tensors."""
+    """See `ops_scan.make_scan`. Tuples of float32 tensors."""
     y, last = _loop(x, a, carry, reverse, shifted)
     for result, like in zip((*y, *last), (*x, *carry), strict=True):
         result.set_shape(like.shape)  # the loop forgets static shapes

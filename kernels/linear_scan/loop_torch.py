@@ -18,7 +18,7 @@ CPU_GRAIN_SIZE = 32768
 
 
 def loop(x, a, carry, reverse, shifted):
-    """See `ops_scan.scan_float32`. Tuples of float32 tensors."""
+    """See `ops_scan.make_scan`. Tuples of float32 tensors."""
     is_complex = len(x) == 2
     if is_complex:
         x, a, carry = (torch.complex(*z) for z in (x, a, carry))

@@ -15,38 +15,52 @@ _loop = importlib.import_module(
 ).loop
 
 
-def scan_float32(x, a, carry, reverse=False, shifted=False):
-    """Scans over axis 1, with a gradient that is a scan as well.
+def make_scan(loop):
+    """Makes the scan over axis 1, with a gradient that is a scan as well.
 
         carry = y[t] = a[t] * carry + x[t]                  (shifted=False)
         y[t] = carry + x[t],  carry = a[t] * y[t]           (shifted=True)
 
     Each of the two is the transpose of the other, with time reversed and `a`
-    conjugated; hence both.
+    conjugated; hence both. Call it once for each loop, at module level.
 
     Args:
-        x, a: tuples, `(real,)` or `(real, imaginary)`, of float32 tensors
-            `(batch, time, width)`.
-        carry: such a tuple of tensors `(batch, width)`.
-        reverse: bool. Runs from the last time step to the first.
-        shifted: bool. See above.
+        loop: callable `(x, a, carry, reverse, shifted)` to `(y, carry)`, which
+            computes this without a gradient. `x` and `a` are tuples, `(real,)`
+            or `(real, imaginary)`, of tensors `(batch, time, width)`; `carry`
+            is such a tuple of float32 tensors `(batch, width)`; `y` has the
+            dtype of `x`, and `carry` is that after the last step. With
+            `reverse` it runs from the last time step to the first.
 
     Returns:
-        `(y, carry)`: tuples like `x` and `carry`; `carry` after the last step.
+        A callable like `loop`, where `reverse` and `shifted` default to
+        `False`.
     """
-    time = x[0].shape[1]  # None if unknown
-    if time == 0:
-        return x, carry
-    if time == 1:
-        x, a = (tuple(part[:, 0] for part in z) for z in (x, a))
-        if shifted:
-            y = add(carry, x)
-            carry = multiply(a, y)
-        else:
-            y = carry = add(multiply(a, carry), x)
-        return tuple(part[:, None] for part in y), carry
-    results = _SCANS[len(x), bool(reverse), bool(shifted)](*x, *a, *carry)
-    return results[: len(x)], results[len(x) :]
+
+    def scan(x, a, carry, reverse=False, shifted=False):
+        time = x[0].shape[1]  # None if unknown
+        if time == 0:
+            return x, carry
+        if time == 1:
+            x, a = (tuple(part[:, 0] for part in z) for z in (x, a))
+            if shifted:
+                y = add(carry, x)
+                carry = multiply(a, y)
+            else:
+                y = carry = add(multiply(a, carry), x)
+            return tuple(part[:, None] for part in y), carry
+        results = scans[len(x), bool(reverse), bool(shifted)](*x, *a, *carry)
+        return results[: len(x)], results[len(x) :]
+
+    scans = {
+        (parts, reverse, shifted): _make_scan(
+            loop, scan, parts, reverse, shifted
+        )
+        for parts in (1, 2)
+        for reverse in (False, True)
+        for shifted in (False, True)
+    }
+    return scan
 
 
 def previous(y, first, reverse):
@@ -63,10 +77,10 @@ def previous(y, first, reverse):
     return tuple(ops.concatenate(parts, axis=1) for parts in order)
 
 
-def _make_scan(parts, reverse, shifted):
+def _make_scan(loop, scan, parts, reverse, shifted):
     def function(*inputs):
         x, a, carry = _cut(inputs, parts)
-        y, carry = _loop(x, a, carry, reverse, shifted)
+        y, carry = loop(x, a, carry, reverse, shifted)
         return (*y, *carry)
 
     def residuals(inputs, outputs):
@@ -76,25 +90,25 @@ def _make_scan(parts, reverse, shifted):
     def backward(kept, gradients):
         a, carry, y = _cut(kept, parts)
         dy, d_last = _cut(gradients, parts)
-        dx, d_carry = scan_float32(
-            dy, conjugate(a), d_last, not reverse, not shifted
-        )
+        dtype = dy[0].dtype
+        dy = _cast(dy, "float32")  # so that `da` comes of an unrounded `dx`
+        dx, d_carry = scan(dy, conjugate(a), d_last, not reverse, not shifted)
         if shifted:
             da = multiply(previous(dx, d_last, not reverse), conjugate(y))
         else:
             da = multiply(dx, conjugate(previous(y, carry, reverse)))
+        dx, da = _cast(dx, dtype), _cast(da, a[0].dtype)
         return (*dx, *da, *d_carry)
 
     return custom_gradient(function, residuals, backward)
+
+
+def _cast(numbers, dtype):
+    return tuple(ops.cast(part, dtype) for part in numbers)
 
 
 def _cut(tensors, size):
     return [tuple(tensors[i : i + size]) for i in range(0, len(tensors), size)]
 
 
-_SCANS = {
-    (parts, reverse, shifted): _make_scan(parts, reverse, shifted)
-    for parts in (1, 2)
-    for reverse in (False, True)
-    for shifted in (False, True)
-}
+scan_float32 = make_scan(_loop)

@@ -1,13 +1,10 @@
 import keras
 from keras import ops
 
-from keras_griffin.kernels.linear_scan.api import check_implementation
+from keras_griffin.kernels import dispatch
 from keras_griffin.kernels.linear_scan.api import shapes_agree
 from keras_griffin.kernels.linear_scan.api import zero_state
 from keras_griffin.kernels.rg_lru.ops_rg_lru import Inputs
-from keras_griffin.kernels.rg_lru.ops_rg_lru import rg_lru_float32
-
-IMPLEMENTATIONS = ("auto", "ops")
 
 
 def rg_lru(
@@ -57,8 +54,10 @@ def rg_lru(
         initial_state: float tensor `(batch, width)`, the state before the
             first time step. Defaults to `None`: zeros.
         implementation: string. `"ops"`: plain operations, on every backend
-            and device. `"auto"`: the fastest one that covers the case, at
-            present always `"ops"`. Defaults to `"auto"`.
+            and device. `"pallas_tpu"`: a kernel for TPUs, on the JAX backend,
+            for float32 and bfloat16. `"auto"`: the kernel on a machine with a
+            single TPU device where it covers the case, else `"ops"`. Defaults
+            to `"auto"`.
 
     Returns:
         y: `(batch, time, width)` in the dtype of `x`.
@@ -68,13 +67,18 @@ def rg_lru(
     Raises:
         ValueError: if `implementation` is unknown, or if shapes or dtypes are
             not as above.
+        NotImplementedError: if `"pallas_tpu"` was asked for and does not cover
+            the case.
 
     Numerics:
         Gate products take kernels rounded to the dtype of `x` and accumulate
         in float32; all else is float32. The derivative of the square root is
         at most 1000 (arXiv:2404.07839, section 2). `1 - |a|^2` comes from
         `expm1`, so it keeps its digits where `|a|` is near 1; the original
-        code's `1 - exp(2 log |a|)` does not.
+        code's `1 - exp(2 log |a|)` does not. `"pallas_tpu"` does so for
+        float32, where it also has float32 matrix products in full (a TPU's
+        default is bfloat16); for bfloat16 it takes the plain difference and,
+        in the backward pass, states rounded to bfloat16.
 
     Example:
 
@@ -93,7 +97,6 @@ def rg_lru(
         resets and phase as in google-deepmind/recurrentgemma 1.0.1,
         `jax/layers.py::RGLRU`, to which it is equal.
     """
-    check_implementation(implementation, IMPLEMENTATIONS)
 
     def tensor(value, dtype=None):
         return None if value is None else ops.convert_to_tensor(value, dtype)
@@ -122,8 +125,22 @@ def rg_lru(
     inputs = inputs._replace(
         initial_state=ops.cast(inputs.initial_state, "float32")
     )
-    h, final_state = rg_lru_float32(inputs)
+    h, final_state = dispatch.run(
+        implementation, _ops_rg_lru, _pallas_tpu_rg_lru, inputs
+    )
     return ops.cast(h, x.dtype), final_state
+
+
+def _ops_rg_lru():
+    from keras_griffin.kernels.rg_lru.ops_rg_lru import rg_lru_float32
+
+    return rg_lru_float32
+
+
+def _pallas_tpu_rg_lru():
+    from keras_griffin.kernels.rg_lru.pallas_tpu import rg_lru_tpu
+
+    return rg_lru_tpu
 
 
 def _check_inputs(inputs):

@@ -5,6 +5,7 @@ computed again in the backward pass, so only inputs and states are kept.
 """
 
 import collections
+import functools
 
 from keras import ops
 
@@ -31,17 +32,26 @@ Coefficients = collections.namedtuple(
 )
 
 
-def rg_lru_float32(inputs):
-    """`(states, final_state)` of `Inputs`; both, and initial_state, float32."""
-    return _rg_lru(*inputs)
+def make_rg_lru(scan):
+    """Makes the unit, with its gradient, from a scan (`ops_scan.make_scan`).
+
+    Returns a callable from `Inputs` to `(states, final_state)`; both, and
+    `initial_state`, are float32.
+    """
+    unit = custom_gradient(
+        functools.partial(_forward, scan),
+        _residuals,
+        functools.partial(_backward, scan),
+    )
+    return lambda inputs: unit(*inputs)
 
 
-def _forward(*inputs):
+def _forward(scan, *inputs):
     inputs = _without_pads(Inputs(*inputs))
     c = _coefficients(inputs)
     scale = c.m * c.i
     b = tuple(scale * x for x in c.x)
-    h, last = scan_float32(b, c.a, _numbers(inputs.initial_state, inputs))
+    h, last = scan(b, c.a, _numbers(inputs.initial_state, inputs))
     return _merged(h), _merged(last)
 
 
@@ -49,16 +59,14 @@ def _residuals(inputs, outputs):
     return (*inputs, outputs[0])
 
 
-def _backward(kept, gradients):
+def _backward(scan, kept, gradients):
     *inputs, h = kept
     inputs = _without_pads(Inputs(*inputs))
     dh, d_last = (_numbers(g, inputs) for g in gradients)
     c = _coefficients(inputs)
 
     # Through the scan: h = a h_before + b.
-    db, d_initial = scan_float32(
-        dh, conjugate(c.a), d_last, reverse=True, shifted=True
-    )
+    db, d_initial = scan(dh, conjugate(c.a), d_last, reverse=True, shifted=True)
     h_before = previous(
         _numbers(h, inputs), _numbers(inputs.initial_state, inputs), False
     )
@@ -211,4 +219,4 @@ def _gate_backward(d_gate, gate, inputs, kernel, bias):
     )
 
 
-_rg_lru = custom_gradient(_forward, _residuals, _backward)
+rg_lru_float32 = make_rg_lru(scan_float32)

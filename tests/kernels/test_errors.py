@@ -14,7 +14,10 @@ STATE = np.ones((2, 4), "float32")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((X, X, None, False, "fast"), "one of 'auto', 'ops'. .*'fast'"),
+        (
+            (X, X, None, False, "fast"),
+            "one of 'auto', 'ops', 'pallas_tpu'. .*'fast'",
+        ),
         ((X[0], X[0]), r"`x` must have the shape .*x.shape=\(3, 4\)"),
         ((X, X[:, :2]), r"same shape.*\(2, 3, 4\) and, in `a`, \(2, 2, 4\)"),
         ((X, X[0]), r"same shape.*in `a`, \(3, 4\)"),
@@ -37,7 +40,10 @@ def test_linear_scan(arguments, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"implementation": "fast"}, "one of 'auto', 'ops'. .*'fast'"),
+        (
+            {"implementation": "fast"},
+            "one of 'auto', 'ops', 'pallas_tpu'. .*'fast'",
+        ),
         ({"x": X[0]}, r"`x` must have the shape .*x.shape=\(3, 4\)"),
         ({"x": X.astype("int32")}, "`x` must have a float dtype.*int32"),
         ({"x": X[..., :3]}, "divisible by the number of gate blocks.*blocks=2"),

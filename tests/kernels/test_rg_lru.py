@@ -2,49 +2,14 @@ import keras
 import numpy as np
 import pytest
 
-from keras_griffin.kernels.rg_lru import rg_lru
 from keras_griffin.kernels.rg_lru.reference import rg_lru_gradients
 from keras_griffin.kernels.rg_lru.reference import rg_lru_reference
 from support.cases import RG_LRU_CASES
 from support.cases import RGLRUCase
-from support.checks import assert_close
-from support.checks import value_and_grad
+from support.kernels import assert_rg_lru_case
+from support.kernels import in_float64
 
-MASKS = ("reset", "padding_mask")
 COMPILES_FAST = keras.config.backend() == "jax"
-
-
-def in_float64(inputs):
-    return {
-        name: value if name in MASKS else value.astype("float64")
-        for name, value in inputs.items()
-    }
-
-
-def assert_case(case, compiled=False):
-    inputs, dy, d_final = case.make()
-    masks = {name: inputs[name] for name in MASKS if name in inputs}
-    names = [name for name in inputs if name not in MASKS]
-
-    def function(*tensors):
-        return rg_lru(**dict(zip(names, tensors, strict=True)), **masks)
-
-    values, gradients = value_and_grad(
-        function,
-        *(inputs[name] for name in names),
-        cotangents=[dy, d_final],
-        compiled=compiled,
-    )
-    exact = in_float64(inputs)
-    for name, value, expected in zip(
-        ("y", "final_state"), values, rg_lru_reference(**exact), strict=True
-    ):
-        assert_close(value, expected, case.dtype, name=name)
-    expected = rg_lru_gradients(
-        exact, dy.astype("float64"), d_final.astype("float64")
-    )
-    for name, gradient in zip(names, gradients, strict=True):
-        assert_close(gradient, expected[name], case.dtype, "gradients", name)
 
 
 @pytest.mark.parametrize("is_complex", [False, True])
@@ -75,4 +40,4 @@ def test_reference_gradients_against_differences(is_complex):
 
 @pytest.mark.parametrize("case", RG_LRU_CASES, ids=str)
 def test_values_and_gradients(case):
-    assert_case(case, compiled=COMPILES_FAST)
+    assert_rg_lru_case(case, compiled=COMPILES_FAST)

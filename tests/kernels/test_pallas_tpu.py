@@ -1,0 +1,210 @@
+"""The TPU kernels: interpreted on a CPU, lowered and compiled for a TPU."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from keras_griffin.kernels import dispatch
+from keras_griffin.kernels.linear_scan import linear_scan
+from keras_griffin.kernels.rg_lru import rg_lru
+from support.cases import RGLRUCase
+from support.cases import ScanCase
+from support.kernels import assert_rg_lru_case
+from support.kernels import assert_scan_case
+
+needs_jax = pytest.mark.skipif(
+    keras.config.backend() != "jax", reason="Pallas is of JAX"
+)
+
+SCAN_CASES = [
+    ScanCase("no time", time=0),
+    ScanCase("one step", time=1),
+    ScanCase("two steps reverse", time=2, reverse=True),
+    ScanCase("chunks and a rest", batch=1, time=300, width=130),
+    ScanCase("a rest reverse", batch=1, time=150, reverse=True),
+    ScanCase("resets", time=64, decay="resets", has_initial_state=False),
+    ScanCase("complex", time=150, is_complex=True),
+    ScanCase("complex reverse", time=64, is_complex=True, reverse=True),
+    ScanCase("bfloat16", time=64, dtype="bfloat16"),
+]
+RG_LRU_CASES = [
+    RGLRUCase("no time", time=0),
+    RGLRUCase("decode step", time=1),
+    RGLRUCase(
+        "masks, a rest in time and channels",
+        time=150,
+        has_reset=True,
+        has_padding=True,
+    ),
+    RGLRUCase("two chunks", batch=2, time=256, width=256, gate_blocks=2),
+    RGLRUCase("blocks across vregs", batch=1, width=384, gate_blocks=2, time=9),
+    RGLRUCase("complex", is_complex=True, has_padding=True),
+    RGLRUCase("normaliser at its bound", recurrence_param=(-30.0, -12.0)),
+    RGLRUCase("bfloat16", dtype="bfloat16", time=64, has_reset=True),
+]
+
+
+@pytest.fixture
+def interpreter():
+    from jax.experimental.pallas import tpu as pltpu
+
+    # Races are looked for, and scratch begins as NaN.
+    with pltpu.force_tpu_interpret_mode(
+        pltpu.InterpretParams(detect_races=True)
+    ):
+        yield
+
+
+@needs_jax
+@pytest.mark.parametrize("case", SCAN_CASES, ids=str)
+def test_linear_scan(case, interpreter):
+    assert_scan_case(case, compiled=True, implementation="pallas_tpu")
+    assert not races_found()
+
+
+@needs_jax
+@pytest.mark.parametrize("case", RG_LRU_CASES, ids=str)
+def test_rg_lru(case, interpreter):
+    assert_rg_lru_case(case, compiled=True, implementation="pallas_tpu")
+    assert not races_found()
+
+
+def races_found():
+    from jax._src.pallas.mosaic.interpret import interpret_pallas_call
+
+    races = interpret_pallas_call.races
+    return races is not None and races.races_found
+
+
+@needs_jax
+def test_padding_may_hold_nan(interpreter):
+    x = np.ones((1, 3, 4), "float32")
+    x[0, 1] = np.nan
+    kernel = np.ones((1, 4, 4), "float32")
+    bias = np.zeros((1, 4), "float32")
+    y, _ = rg_lru(
+        x,
+        *(kernel, bias) * 2,
+        np.full(4, -4.0, "float32"),
+        padding_mask=np.array([[True, False, True]]),
+        implementation="pallas_tpu",
+    )
+    assert np.all(np.isfinite(y))
+    np.testing.assert_array_equal(y[0, 0], y[0, 1])
+
+
+@needs_jax
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("blocks", [2, 3])
+def test_lowers_for_tpu(dtype, blocks):
+    """Mosaic takes the kernels; libtpu is not needed."""
+    import jax
+
+    def spec(*shape, dtype=dtype):
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    width = 96 * blocks
+    kernel = spec(blocks, 96, 96, dtype="float32")
+    bias = spec(blocks, 96, dtype="float32")
+    arguments = (
+        spec(2, 200, width),
+        *(kernel, bias) * 2,
+        spec(width, dtype="float32"),
+    )
+
+    def loss(*arguments):
+        y, last = rg_lru(*arguments, implementation="pallas_tpu")
+        y, _ = linear_scan(y, y, last, implementation="pallas_tpu")
+        return (y.sum() + last.sum()).astype("float32")
+
+    gradient = jax.grad(loss, argnums=tuple(range(6)))
+    exported = jax.export.export(jax.jit(gradient), platforms=["tpu"])
+    program = exported(*arguments).mlir_module()
+    # Two operations, forward and backward.
+    assert program.count("@tpu_custom_call") == 4
+
+
+@needs_jax
+@pytest.mark.skipif(
+    not importlib.util.find_spec("libtpu"), reason="libtpu is not installed"
+)
+@pytest.mark.parametrize("target", ["v4", "v5e", "v5p", "v6e", "tpu7x"])
+def test_compiles_for(target):
+    """In a process of its own: libtpu reads its options once."""
+    root = Path(__file__).resolve().parents[2]
+    script = root / "benchmarks" / "scan_on_a_tpu.py"
+    command = [sys.executable, str(script), "--compile-only", target]
+    result = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "KERAS_BACKEND": "jax"},
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert f"compiled for {target}" in result.stdout
+
+
+@needs_jax
+@pytest.mark.parametrize("operation", [linear_scan, rg_lru])
+def test_a_name_never_falls_back(operation):
+    x = np.ones((1, 3, 4), "float16")
+    kernel, bias = np.ones((1, 4, 4), "float16"), np.ones((1, 4), "float16")
+    arguments = (x, x)
+    if operation is rg_lru:
+        arguments = (x, *(kernel, bias) * 2, x[0, 0])
+    with pytest.raises(NotImplementedError, match="float32 and bfloat16.*16"):
+        operation(*arguments, implementation="pallas_tpu")
+
+
+@needs_jax
+def test_too_wide_groups_are_refused():
+    kernel, bias = np.ones((1, 131, 131)), np.ones((1, 131))
+    with pytest.raises(NotImplementedError, match="at most 2048.*width 131"):
+        rg_lru(
+            np.ones((1, 3, 131), "float32"),
+            *(kernel.astype("float32"), bias.astype("float32")) * 2,
+            np.ones(131, "float32"),
+            implementation="pallas_tpu",
+        )
+
+
+@pytest.mark.skipif(keras.config.backend() == "jax", reason="about the others")
+def test_needs_jax():
+    x = np.ones((1, 3, 4), "float32")
+    with pytest.raises(NotImplementedError, match="needs the JAX backend"):
+        linear_scan(x, x, implementation="pallas_tpu")
+
+
+@needs_jax
+def test_auto_falls_back_and_says_why_once(monkeypatch, caplog):
+    caplog.set_level("INFO", logger="keras_griffin")
+    monkeypatch.setattr(dispatch, "_has_tpu", lambda: True)
+    x = np.ones((1, 3, 4), "float16")
+    for _ in range(2):
+        y, _ = linear_scan(x, x)
+    assert np.asarray(y)[0, :, 0].tolist() == [1.0, 2.0, 3.0]
+    assert caplog.text.count("Plain operations instead of a TPU kernel") == 1
+
+
+@needs_jax
+@pytest.mark.parametrize(
+    ("platform", "devices", "expected"),
+    [("tpu", 1, True), ("tpu", 4, False), ("cpu", 1, False)],
+)
+def test_auto_takes_the_kernel_on_one_tpu(
+    platform, devices, expected, monkeypatch
+):
+    import jax
+
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    taken = dispatch.run(
+        "auto", lambda: lambda: "ops", lambda: lambda: "kernel"
+    )
+    assert taken == ("kernel" if expected else "ops")
