@@ -6,6 +6,7 @@ from keras_hub.models import CausalLM
 from keras_hub.samplers import ContrastiveSampler
 from keras_hub.samplers import SpeculativeSampler
 
+from keras_griffin.models.chat_session import ChatSession
 from keras_griffin.models.griffin_backbone import GriffinBackbone
 from keras_griffin.models.griffin_backbone import check_inputs
 from keras_griffin.models.griffin_backbone import check_token_ids
@@ -443,7 +444,7 @@ class GriffinCausalLM(CausalLM):
                 prompts are read after it, without a start token. One row
                 serves all prompts. Defaults to `None`.
             return_state: bool. Also return the state after the last token of
-                each row. Defaults to `False`.
+                each row, a stop token not included. Defaults to `False`.
 
         Returns:
             What went in, continued: a string, a list, or a dict of
@@ -617,12 +618,13 @@ class GriffinCausalLM(CausalLM):
             )
             token = ops.where(active, ops.cast(token, "int32"), 0)
             tokens = ops.slice_update(tokens, [0, index], token[:, None])
+            # A stop token ends a row before it is read.
+            stopped = ops.any(token[:, None] == inputs["stops"], axis=1)
+            active = ops.logical_and(active, ops.logical_not(stopped))
             hidden, state = self.backbone.call_with_state(
                 token[:, None], state, active[:, None]
             )
-            stopped = ops.any(token[:, None] == inputs["stops"], axis=1)
-            left = ops.where(stopped, 0, steps - 1)
-            steps = ops.where(active, left, 0)
+            steps = ops.where(active, steps - 1, 0)
             return index + 1, tokens, steps, self._logits(hidden[:, 0]), state
 
         _, tokens, steps, logits, state = sampler.run_loop(
@@ -780,6 +782,7 @@ class GriffinCausalLM(CausalLM):
         temperature=None,
         seed=None,
         state=None,
+        return_state=False,
     ):
         """Generates text for one prompt, and yields it as it is made.
 
@@ -787,10 +790,14 @@ class GriffinCausalLM(CausalLM):
             inputs: str. The prompt.
             max_length, stop_token_ids, max_new_tokens, sampler, temperature,
                 seed, state: see `generate`.
+            return_state: bool. Also yield the state after all tokens so far,
+                with an empty text where no character is complete. Defaults
+                to `False`.
 
         Yields:
             str: pieces of text, of some tokens each; a character whose bytes
-            are not all there yet waits for them.
+            are not all there yet waits for them. With `return_state=True`
+            `(text, state)`.
 
         Raises:
             ValueError: without a preprocessor, for a prompt that is not a
@@ -822,11 +829,20 @@ class GriffinCausalLM(CausalLM):
         pieces = self._decode(
             logits, state, prompts.steps, stop_token_ids, sampler, STREAM_CHUNK
         )
-        new = (
-            prompts.cut(tokens[0], stop_token_ids, keep_stop=False)
-            for tokens, _ in pieces
+        pieces = (
+            (prompts.cut(tokens[0], stop_token_ids, keep_stop=False), state)
+            for tokens, state in pieces
         )
-        return stream_text(self.preprocessor.tokenizer, prompts.rows[0], new)
+        texts = stream_text(
+            self.preprocessor.tokenizer, prompts.rows[0], pieces
+        )
+        if return_state:
+            return texts
+        return (text for text, _ in texts if text)
+
+    def chat(self, **options):
+        """Starts a conversation that keeps its state. See `ChatSession`."""
+        return ChatSession(self, **options)
 
     # === Scores ===
 

@@ -175,25 +175,27 @@ def prompt_pieces(arrays, size):
 
 
 def stream_text(tokenizer, context, pieces):
-    """Yields the text of `pieces` of ids as soon as it is certain.
+    """Yields `(text, state)` after each piece; text once it is certain.
 
     Args:
         tokenizer: a `GriffinTokenizer`.
         context: array of the ids before them; how a token is written, with
             a space or without, depends on them.
-        pieces: iterable of arrays of ids.
+        pieces: iterable of `(ids, state)`.
     """
     # The cost of a piece must not grow with the text before it.
     context, ids = context[-CONTEXT:].tolist(), []
-    for piece in pieces:
-        ids += piece.tolist()
+    for new, state in pieces:
+        ids += new.tolist()
         text = _new_text(tokenizer, context, ids)
         # An unfinished character decodes to U+FFFD at the end.
-        if text and not text.endswith("\ufffd"):
-            yield text
-            context, ids = (context + ids)[-CONTEXT:], []
+        if text.endswith("\ufffd"):
+            yield "", state
+            continue
+        yield text, state
+        context, ids = (context + ids)[-CONTEXT:], []
     if ids:
-        yield _new_text(tokenizer, context, ids)
+        yield _new_text(tokenizer, context, ids), state
 
 
 def _new_text(tokenizer, context, ids):

@@ -184,9 +184,14 @@ def test_the_returned_state_is_each_rows_own(model):
     outputs, state = model.generate(
         inputs, max_new_tokens=12, stop_token_ids=(stop,), return_state=True
     )
-    lengths = outputs["padding_mask"].sum(axis=1)
+    # A stop token is given out, but not read.
+    read = outputs["padding_mask"] & (outputs["token_ids"] != stop)
+    read[:, :5] |= outputs["padding_mask"][:, :5]
+    read[1, :9] = True
+    lengths = read.sum(axis=1)
+    assert lengths[0] < outputs["padding_mask"][0].sum()
     np.testing.assert_array_equal(to_numpy(state["length"]), lengths)
-    _, expected = model.prefill(outputs)
+    _, expected = model.prefill({**outputs, "padding_mask": read})
     for actual, wanted in zip(
         keras.tree.flatten(state), keras.tree.flatten(expected), strict=True
     ):
@@ -257,9 +262,10 @@ def test_unicode_survives_streaming(shakespeare):
     tokenizer = shakespeare.preprocessor.tokenizer
     ids = np.array(tokenizer(text))
     for size in (1, 4):
-        pieces = [ids[i : i + size] for i in range(0, len(ids), size)]
+        pieces = [(ids[i : i + size], i) for i in range(0, len(ids), size)]
         streamed = griffin_causal_lm.stream_text(tokenizer, ids[:0], pieces)
-        assert "".join(streamed) == tokenizer.detokenize(ids)
+        text = "".join(piece for piece, _ in streamed)
+        assert text == tokenizer.detokenize(ids)
 
 
 def test_text_goes_on_from_a_state(shakespeare):
