@@ -29,6 +29,7 @@ DESCRIPTION = """\
 Griffin, Hawk and RecurrentGemma on Keras 3.
 
   keras-griffin generate "ROMEO:"            text from the shipped model
+  keras-griffin chat                         talk to a model
   keras-griffin presets                      every model, with its size
   keras-griffin info recurrent_gemma_2b_en   sizes and memory of one model
 
@@ -46,6 +47,15 @@ Continues a prompt and prints the text as it is made.
 
 Without a prompt, standard input is read if it is piped in; otherwise the
 model starts from nothing. The same seed and backend give the same text."""
+
+CHAT = """\
+Reads a line, prints the reply as it is made, and keeps the conversation.
+
+  keras-griffin chat --preset recurrent_gemma_instruct_2b_en
+  keras-griffin chat --session talk.npz      goes on where it ended
+
+Ctrl-C stops a reply; at an empty line it ends the chat, as Ctrl-D does. A model
+that is not made for instructions continues what it is told."""
 
 INFO = """\
 Prints the configuration, the exact number of parameters and the memory that a
@@ -106,46 +116,30 @@ def _parser():
         "prompt", metavar="PROMPT", nargs="?", help="the text to continue"
     )
     generate.add_argument(
-        "--preset",
-        default="griffin_shakespeare_en",
-        help="a name of `keras-griffin presets`, a folder, or an hf:// or "
-        "kaggle:// address (default: %(default)s, which is shipped)",
-    )
-    generate.add_argument(
         "--max-length",
         metavar="N",
         type=_positive_int,
         default=300,
         help="stop at N tokens, the prompt's included (default: %(default)s)",
     )
-    generate.add_argument(
-        "--sampler",
-        choices=SAMPLERS,
-        default="top_p",
-        help="how the next token is chosen: greedy takes the likeliest; top_k "
-        f"draws from the {TOP_K} likeliest; top_p from the likeliest that "
-        f"together have probability {TOP_P}; random from all "
-        "(default: %(default)s)",
-    )
-    generate.add_argument(
-        "--temperature",
-        metavar="T",
-        type=_positive_float,
-        default=1.0,
-        help="below 1 is safer, above 1 more surprising (default: %(default)s)",
-    )
-    generate.add_argument(
-        "--seed",
+    _add_model_arguments(generate)
+
+    chat = _add_command(commands, "chat", _chat, "talk to a model", CHAT)
+    chat.add_argument(
+        "--max-new-tokens",
         metavar="N",
-        type=int,
-        help="makes the draw repeatable (default: another one each time)",
+        type=_positive_int,
+        default=300,
+        help="stop a reply after N tokens (default: %(default)s)",
     )
-    generate.add_argument(
-        "--backend",
-        choices=BACKENDS,
-        help="what computes (default: KERAS_BACKEND, or the first installed "
-        f"of {', '.join(BACKENDS)})",
+    chat.add_argument(
+        "--session",
+        metavar="FILE",
+        type=Path,
+        help="the conversation is read from here, if it exists, and written "
+        "here at the end",
     )
+    _add_model_arguments(chat)
 
     _add_command(
         commands,
@@ -163,6 +157,43 @@ def _parser():
         help="a name of `keras-griffin presets`, or a folder",
     )
     return parser
+
+
+def _add_model_arguments(command):
+    command.add_argument(
+        "--preset",
+        default="griffin_shakespeare_en",
+        help="a name of `keras-griffin presets`, a folder, or an hf:// or "
+        "kaggle:// address (default: %(default)s, which is shipped)",
+    )
+    command.add_argument(
+        "--sampler",
+        choices=SAMPLERS,
+        default="top_p",
+        help="how the next token is chosen: greedy takes the likeliest; top_k "
+        f"draws from the {TOP_K} likeliest; top_p from the likeliest that "
+        f"together have probability {TOP_P}; random from all "
+        "(default: %(default)s)",
+    )
+    command.add_argument(
+        "--temperature",
+        metavar="T",
+        type=_positive_float,
+        default=1.0,
+        help="below 1 is safer, above 1 more surprising (default: %(default)s)",
+    )
+    command.add_argument(
+        "--seed",
+        metavar="N",
+        type=int,
+        help="makes the draw repeatable (default: another one each time)",
+    )
+    command.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        help="what computes (default: KERAS_BACKEND, or the first installed "
+        f"of {', '.join(BACKENDS)})",
+    )
 
 
 def _add_command(commands, name, run, summary, description):
@@ -199,6 +230,19 @@ def _generate(arguments):
     if prompt is None:
         prompt = "" if sys.stdin.isatty() else sys.stdin.read().rstrip("\n")
 
+    model = _load_model(preset, arguments)
+    print(prompt, end="", flush=True)
+    try:
+        pieces = model.generate_stream(prompt, max_length=arguments.max_length)
+        for piece in pieces:
+            print(piece, end="", flush=True)
+    except ValueError as error:
+        print()
+        raise CommandError(str(error)) from error
+    print()
+
+
+def _load_model(preset, arguments):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only
     with start_up.quiet_tensorflow():
         from keras_griffin.models.griffin_causal_lm import GriffinCausalLM
@@ -213,15 +257,40 @@ def _generate(arguments):
     if hasattr(sys.stdout, "reconfigure"):
         # A terminal that lacks a character shows "?" and goes on.
         sys.stdout.reconfigure(errors="replace")
-    print(prompt, end="", flush=True)
+    return model
+
+
+def _chat(arguments):
+    preset = _checked_preset(arguments.preset)
+    _choose_backend(arguments.backend)
+    model = _load_model(preset, arguments)
+    session = model.chat(max_new_tokens=arguments.max_new_tokens)
+    file = arguments.session
     try:
-        pieces = model.generate_stream(prompt, max_length=arguments.max_length)
-        for piece in pieces:
-            print(piece, end="", flush=True)
+        if file is not None and file.exists():
+            session.load(file)
+        _converse(session)
     except ValueError as error:
-        print()
         raise CommandError(str(error)) from error
-    print()
+    if file is not None and session.state is not None:
+        session.save(file)
+
+
+def _converse(session):
+    while True:
+        try:
+            message = input("> ")
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+        if not message:
+            continue
+        try:
+            for piece in session.send(message):
+                print(piece, end="", flush=True)
+        except KeyboardInterrupt:  # ends the reply, not the conversation
+            pass
+        print()
 
 
 def _checked_preset(preset):

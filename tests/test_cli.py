@@ -78,6 +78,51 @@ def test_generate(folder, capsys):
     assert capsys.readouterr().out == first.out
 
 
+def test_chat(folder, capsys, monkeypatch, tmp_path):
+    lines = iter(["To be", "", "or not"])
+
+    def answer(prompt):
+        line = next(lines, None)
+        if line is None:
+            raise EOFError
+        return line
+
+    monkeypatch.setattr("builtins.input", answer)
+    file = tmp_path / "talk.npz"
+    arguments = ["chat", "--preset", str(folder), "--session", str(file)]
+    assert cli.main([*arguments, "--max-new-tokens", "5"]) == 0
+    size = file.stat().st_size
+    lines = iter(["that is"])
+    assert cli.main([*arguments, "--max-new-tokens", "5"]) == 0
+    assert file.stat().st_size == size
+    file.write_text("no state")
+    assert cli.main(arguments) == cli.USAGE_ERROR
+    assert "file of `save_state`" in capsys.readouterr().err
+
+
+@pytest.mark.backend_independent
+def test_interrupt_stops_a_reply_and_not_the_chat(monkeypatch, capsys):
+    lines = iter(["first", "second"])
+    seen = []
+
+    class Session:
+        def send(self, message):
+            seen.append(message)
+            yield "reply"
+            raise KeyboardInterrupt
+
+    def answer(prompt):
+        line = next(lines, None)
+        if line is None:
+            raise KeyboardInterrupt
+        return line
+
+    monkeypatch.setattr("builtins.input", answer)
+    cli._converse(Session())
+    assert seen == ["first", "second"]
+    assert capsys.readouterr().out == "reply\nreply\n\n"
+
+
 class FakeModel:
     """Notes what the command asks of a model."""
 

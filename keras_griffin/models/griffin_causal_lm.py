@@ -3,10 +3,10 @@ import keras_hub
 import numpy as np
 from keras import ops
 from keras_hub.models import CausalLM
-from keras_hub.samplers import BeamSampler
 from keras_hub.samplers import ContrastiveSampler
 from keras_hub.samplers import SpeculativeSampler
 
+from keras_griffin.models.chat_session import ChatSession
 from keras_griffin.models.griffin_backbone import GriffinBackbone
 from keras_griffin.models.griffin_backbone import check_inputs
 from keras_griffin.models.griffin_backbone import check_token_ids
@@ -16,10 +16,30 @@ from keras_griffin.models.griffin_causal_lm_preprocessor import (
 )
 from keras_griffin.models.preset_loading import find_preset
 from keras_griffin.models.prompts import Prompts
+from keras_griffin.models.prompts import bucket
+from keras_griffin.models.prompts import prompt_pieces
+from keras_griffin.models.prompts import stream_text
 from keras_griffin.models.prompts import to_numpy
+from keras_griffin.models.samplers import copy_sampler
+from keras_griffin.models.samplers import is_search
+from keras_griffin.models.samplers import kind_of_sampler
+from keras_griffin.models.samplers import pad_stop_token_ids
+from keras_griffin.models.samplers import settings_of
+from keras_griffin.models.samplers import with_settings
+from keras_griffin.models.states import load_state
+from keras_griffin.models.states import repeat_rows
+from keras_griffin.models.states import save_state
 
 # Logit of tokens that a row that has ended can no longer take.
 IMPOSSIBLE = -1e30
+
+# Tokens. Longer prompts are read in pieces of this size, in bounded memory.
+PREFILL_CHUNK = 2048
+# Logits of so many tokens are held at once.
+SCORE_CHUNK = 256
+# New tokens of one call of the device, and the same where somebody reads along.
+DECODE_CHUNK = 32
+STREAM_CHUNK = 4
 
 
 @keras.saving.register_keras_serializable(package="keras_griffin")
@@ -204,18 +224,7 @@ class GriffinCausalLM(CausalLM):
         """
         super().compile(*args, **kwargs)
         self._state_functions = {}
-        if isinstance(self.sampler, SpeculativeSampler):
-            raise ValueError(
-                "A sampler must not take tokens back: a recurrent state "
-                f"cannot. Received: {type(self.sampler).__name__}. Compile "
-                "with 'greedy', 'top_k', 'top_p', 'random', 'beam' or "
-                "'contrastive'."
-            )
-        if getattr(self.sampler, "return_all_beams", False):
-            raise ValueError(
-                "`generate` returns one text for each prompt. Received: a "
-                "BeamSampler with return_all_beams=True. Set it to False."
-            )
+        _check_sampler(self.sampler)
 
     def _post_quantize(self, mode, **kwargs):
         super()._post_quantize(mode, **kwargs)
@@ -257,23 +266,71 @@ class GriffinCausalLM(CausalLM):
         """
         inputs = fill_inputs(inputs)
         if isinstance(inputs, dict) and "token_ids" in inputs:
-            ids = to_numpy(inputs["token_ids"])
-            check_token_ids(ids, self.backbone.vocabulary_size)
-            inputs = {"padding_mask": None, **inputs, "token_ids": ids}
+            inputs = {
+                name: None if inputs.get(name) is None else to_numpy(value)
+                for name, value in {"padding_mask": None, **inputs}.items()
+            }
+            check_token_ids(inputs["token_ids"], self.backbone.vocabulary_size)
         check_inputs(inputs, self.backbone.vocabulary_size)
+        batch, time = inputs["token_ids"].shape
+        if time == 0:
+            raise ValueError(
+                "`prefill` needs at least one column of tokens. Received: "
+                f"token_ids of shape {(batch, time)}. The state before any "
+                "token is `init_state(batch_size)`."
+            )
         if state is None:
-            state = self.init_state(inputs["token_ids"].shape[0])
-        arrays = {
-            name: ops.convert_to_tensor(inputs[name])
-            for name in ("token_ids", "padding_mask", "segment_ids")
-            if inputs[name] is not None
-        }
-        return self._run("prefill", self._prefill, arrays, state)
+            state = self.init_state(batch)
+        logits = ops.zeros((batch, self.backbone.vocabulary_size), "float32")
+        for piece in prompt_pieces(inputs, PREFILL_CHUNK):
+            logits, state = self._run(
+                "prefill", self._prefill, piece, logits, state
+            )
+        return logits, state
 
-    def _prefill(self, inputs, state):
+    def _prefill(self, inputs, logits, state):
         hidden, state = self.backbone.call_with_state(state=state, **inputs)
-        hidden = _last_real(hidden, inputs.get("padding_mask"))
-        return self._logits(hidden), state
+        mask = inputs.get("padding_mask")
+        new_logits = self._logits(_last_real(hidden, mask))
+        if mask is not None:
+            # Rows that ended in an earlier piece keep what came next there.
+            reads = ops.any(mask, axis=1, keepdims=True)
+            new_logits = ops.where(reads, new_logits, logits)
+        return new_logits, state
+
+    def save_state(self, state, path):
+        """Writes a state to a file, to go on from it later or elsewhere.
+
+        Its size does not depend on how many tokens were read (see
+        `keras-griffin info`).
+
+        Args:
+            state: from `prefill`, `decode_step` or `generate`.
+            path: str or path. The `.npz` file.
+
+        Example:
+        ```python
+        ids = {"token_ids": np.array([[5, 6, 7, 8]])}
+        _, state = model.prefill(ids)
+        model.save_state(state, "prompt.npz")
+        model.generate(["To", "Not"], state=model.load_state("prompt.npz"))
+        ```
+        """
+        save_state(state, path)
+
+    def load_state(self, path):
+        """Reads a state that `save_state` wrote, with the same weights.
+
+        Args:
+            path: str or path.
+
+        Returns:
+            The state.
+
+        Raises:
+            ValueError: for a file that is not a state of this model.
+        """
+        return load_state(path, self.init_state(1, max_length=1))
 
     def decode_step(self, token_ids, state):
         """Reads one token a row: logits of the next one, and the new state.
@@ -308,7 +365,8 @@ class GriffinCausalLM(CausalLM):
             self._state_functions[name] = self._compile_function(function)
         return self._state_functions[name](*args)
 
-    def _compile_function(self, function):
+    def _compile_function(self, function, variables=()):
+        """Compiles a function of the weights that may change `variables`."""
         backend = keras.config.backend()
         if backend == "torch":
             import torch
@@ -324,13 +382,23 @@ class GriffinCausalLM(CausalLM):
         import jax
 
         @jax.jit
-        def stateless(weights, *args):
-            mapping = zip(self.variables, weights, strict=True)
-            with keras.StatelessScope(state_mapping=mapping):
-                return function(*args)
+        def stateless(weights, values, *args):
+            mapping = zip(
+                [*self.variables, *variables], weights + values, strict=True
+            )
+            with keras.StatelessScope(state_mapping=mapping) as scope:
+                outputs = function(*args)
+            return outputs, [scope.get_current_value(v) for v in variables]
 
         def compiled(*args):
-            return stateless([v.value for v in self.variables], *args)
+            outputs, values = stateless(
+                [v.value for v in self.variables],
+                [v.value for v in variables],
+                *args,
+            )
+            for variable, value in zip(variables, values, strict=True):
+                variable.assign(value)
+            return outputs
 
         return compiled
 
@@ -342,46 +410,296 @@ class GriffinCausalLM(CausalLM):
         max_length=None,
         stop_token_ids="auto",
         strip_prompt=False,
+        max_new_tokens=None,
+        sampler=None,
+        temperature=None,
+        seed=None,
+        state=None,
+        return_state=False,
     ):
-        if self.preprocessor is None and stop_token_ids != "auto":
-            # KerasHub's `strip_prompt` expects prompts at the left.
-            inputs = Prompts(inputs, self.backbone.vocabulary_size).outputs(
-                None, None
+        """Generates text, or token ids without a preprocessor.
+
+        Other lengths, stop ids and settings of a sampler run what is compiled
+        already; another kind of sampler compiles once.
+
+        Args:
+            inputs: str, list of str or a `tf.data.Dataset` of them. Without
+                a preprocessor a dict of `"token_ids"` and `"padding_mask"`
+                `(batch, max_length)`, the room included.
+            max_length: int. Tokens of prompt and text together. Defaults to
+                the preprocessor's `sequence_length`.
+            stop_token_ids: `"auto"` (the tokenizer's end token), a sequence
+                of ids any of which ends a row, or `None`. Defaults to
+                `"auto"`.
+            strip_prompt: bool. Return the new tokens alone. Defaults to
+                `False`.
+            max_new_tokens: int. New tokens of every row, in place of
+                `max_length`. Defaults to `None`.
+            sampler: a name or a `keras_hub.samplers.Sampler` for this call.
+                Defaults to `None`: the one of `compile`.
+            temperature: float. Of the sampler in this call. Defaults to
+                `None`: the sampler's own.
+            seed: int. Makes this call's draws repeatable. Defaults to `None`.
+            state: state to go on from (see `prefill` and `load_state`); the
+                prompts are read after it, without a start token. One row
+                serves all prompts. Defaults to `None`.
+            return_state: bool. Also return the state after the last token of
+                each row, a stop token not included. Defaults to `False`.
+
+        Returns:
+            What went in, continued: a string, a list, or a dict of
+            `"token_ids"` and `"padding_mask"`. With `return_state=True`
+            `(outputs, state)`.
+
+        Raises:
+            ValueError: for empty prompts, both lengths, a temperature that
+                is not above 0, and states together with samplers that choose
+                among whole texts, or with a `tf.data.Dataset`.
+
+        Example:
+        ```python
+        model.generate("ROMEO:", max_new_tokens=20, temperature=0.8, seed=1)
+        ```
+        """
+        sampler = self._call_sampler(sampler, temperature, seed)
+        stop_token_ids = self._stop_token_ids(stop_token_ids)
+        _check_lengths(max_length, max_new_tokens)
+        if (state is not None or return_state) and is_search(sampler):
+            raise ValueError(
+                "A state goes with a sampler that takes one token after the "
+                f"other. Received: {type(sampler).__name__}. Take 'greedy', "
+                "'top_k', 'top_p' or 'random'."
             )
-        return super().generate(
-            inputs, max_length, stop_token_ids, strip_prompt
-        )
+        batches, is_scalar = self._normalize_generate_inputs(inputs)
+        if (state is not None or return_state) and not isinstance(
+            batches, list
+        ):
+            raise ValueError(
+                "A state belongs to one batch. Received: a tf.data.Dataset "
+                "with `state` or `return_state`. Call `generate` for each "
+                "batch."
+            )
+        outputs = []
+        for batch in batches:
+            prompts = self._prompts(batch, max_length, max_new_tokens, state)
+            generated, last_state = self._generate_tokens(
+                prompts, stop_token_ids, sampler, state
+            )
+            output = prompts.outputs(generated, stop_token_ids, strip_prompt)
+            if self.preprocessor is not None:
+                output = self.preprocessor.generate_postprocess(output)
+            outputs.append(output)
+        outputs = self._normalize_generate_outputs(outputs, is_scalar)
+        return (outputs, last_state) if return_state else outputs
 
     def make_generate_function(self):
-        if self.generate_function is not None:
-            return self.generate_function
-        loop = super().make_generate_function()
+        """Returns the function of token ids that KerasHub knows."""
 
         def generate_function(inputs, stop_token_ids=None):
-            prompts = Prompts(inputs, self.backbone.vocabulary_size)
-            if stop_token_ids is not None:
-                stop_token_ids = tuple(int(id) for id in stop_token_ids)
-            generated = None
-            if prompts.num_steps:
-                keep_history = isinstance(self.sampler, ContrastiveSampler)
-                arrays = prompts.loop_inputs(keep_history)
-                tensors = {
-                    name: ops.convert_to_tensor(array)
-                    for name, array in arrays.items()
-                }
-                tokens = to_numpy(loop(tensors, stop_token_ids=stop_token_ids))
-                generated = tokens[:, tokens.shape[1] - prompts.num_steps :]
+            prompts = self._prompts(inputs, None, None, None)
+            stop_token_ids = self._stop_token_ids(stop_token_ids)
+            generated, _ = self._generate_tokens(
+                prompts, stop_token_ids, self.sampler, None
+            )
             return prompts.outputs(generated, stop_token_ids)
 
-        self.generate_function = generate_function
         return generate_function
 
-    def generate_step(self, inputs, stop_token_ids=None):
-        """Prefill and decoding loop on the arrays of `Prompts`.
+    def _call_sampler(self, sampler, temperature, seed):
+        """The sampler of one call."""
+        sampler = (
+            self.sampler if sampler is None else keras_hub.samplers.get(sampler)
+        )
+        _check_sampler(sampler)
+        if temperature is None and seed is None:
+            return sampler
+        config = sampler.get_config()
+        if temperature is not None:
+            if temperature <= 0:
+                raise ValueError(
+                    "`temperature` must be above 0. Received: "
+                    f"{temperature}. For the likeliest token take "
+                    "sampler='greedy'."
+                )
+            config["temperature"] = temperature
+        if "seed" in config:  # of a sampler that draws
+            config["seed"] = seed
+        return type(sampler).from_config(config)
+
+    def _stop_token_ids(self, stop_token_ids):
+        if stop_token_ids is None:
+            return ()
+        if not isinstance(stop_token_ids, str):
+            return tuple(int(id) for id in stop_token_ids)
+        if self.preprocessor is None:
+            raise ValueError(
+                "A `preprocessor` must be there for stop_token_ids='auto'. "
+                "Received: preprocessor=None. Give a tuple of ids, or None "
+                "to stop at the length alone."
+            )
+        return (self.preprocessor.tokenizer.end_token_id,)
+
+    def _prompts(self, inputs, max_length, max_new_tokens, state):
+        preprocessor = self.preprocessor
+        skip = 0
+        if preprocessor is not None and not isinstance(inputs, dict):
+            if max_new_tokens is not None:
+                max_length = preprocessor.longest_prompt(inputs)
+            inputs = preprocessor.generate_preprocess(
+                inputs, sequence_length=max_length
+            )
+            skip = int(state is not None and preprocessor.add_start_token)
+        return Prompts(
+            inputs, self.backbone.vocabulary_size, max_new_tokens, skip
+        )
+
+    def _generate_tokens(self, prompts, stop_token_ids, sampler, state):
+        """New tokens `(batch, steps)` or `None`, and the state after them."""
+        if is_search(sampler):
+            return self._search(prompts, stop_token_ids, sampler), None
+        logits, state = self._read_prompts(prompts, state)
+        pieces = []
+        for tokens, state in self._decode(
+            logits, state, prompts.steps, stop_token_ids, sampler, DECODE_CHUNK
+        ):
+            pieces.append(tokens)
+        return (np.concatenate(pieces, axis=1) if pieces else None), state
+
+    def _read_prompts(self, prompts, state):
+        arrays = prompts.arrays()
+        batch, time = arrays["token_ids"].shape
+        if state is None:
+            length = bucket(time + prompts.num_steps)
+            state = self.init_state(batch, max_length=length)
+        else:
+            state = repeat_rows(state, batch)
+        return self.prefill(arrays, state)
+
+    def _decode(self, logits, state, steps, stop_token_ids, sampler, chunk):
+        """Yields new tokens `(batch, <= chunk)` and the state after them."""
+        loop = self._sampler_function(sampler, "decode", self._decode_chunk)
+        stops = ops.convert_to_tensor(
+            pad_stop_token_ids(stop_token_ids).astype("int32")
+        )
+        steps = np.asarray(steps, "int32")
+        while steps.max(initial=0) > 0:
+            count = min(chunk, int(steps.max()))
+            tokens, logits, state, steps = loop(
+                {
+                    "count": ops.convert_to_tensor(np.array(count, "int32")),
+                    "stops": stops,
+                    "steps": ops.convert_to_tensor(steps),
+                },
+                logits,
+                state,
+            )
+            steps = to_numpy(steps)
+            yield to_numpy(tokens)[:, :count], state
+
+    def _decode_chunk(self, sampler, inputs, logits, state):
+        """Takes up to `count` tokens; rows stand still once they have ended.
+
+        Args:
+            sampler: chooses tokens.
+            inputs: dict of `"count"`, `"stops"`, and `"steps"` `(batch,)`,
+                the tokens that each row still takes.
+            logits, state: of the next token, and before it.
+        """
+        steps = inputs["steps"]
+        tokens = ops.zeros((steps.shape[0], DECODE_CHUNK), dtype="int32")
+
+        def going_on(index, tokens, steps, logits, state):
+            return ops.logical_and(index < inputs["count"], ops.any(steps > 0))
+
+        def body(index, tokens, steps, logits, state):
+            active = steps > 0
+            token = sampler.get_next_token(
+                sampler.compute_probabilities(logits)
+            )
+            token = ops.where(active, ops.cast(token, "int32"), 0)
+            tokens = ops.slice_update(tokens, [0, index], token[:, None])
+            # A stop token ends a row before it is read.
+            stopped = ops.any(token[:, None] == inputs["stops"], axis=1)
+            active = ops.logical_and(active, ops.logical_not(stopped))
+            hidden, state = self.backbone.call_with_state(
+                token[:, None], state, active[:, None]
+            )
+            steps = ops.where(active, steps - 1, 0)
+            return index + 1, tokens, steps, self._logits(hidden[:, 0]), state
+
+        _, tokens, steps, logits, state = sampler.run_loop(
+            going_on,
+            body,
+            loop_vars=(
+                ops.convert_to_tensor(0, dtype="int32"),
+                tokens,
+                steps,
+                logits,
+                state,
+            ),
+            maximum_iterations=DECODE_CHUNK,
+            model=self,
+        )
+        return tokens, logits, state, steps
+
+    def _sampler_function(self, sampler, name, function):
+        """A compiled `function(sampler, ...)`, one for each kind of sampler.
+
+        The numbers of `SETTINGS` and the seed go in as data.
+        """
+        key = (name, *kind_of_sampler(sampler))
+        if key not in self._state_functions:
+            own = copy_sampler(sampler)
+
+            def run(settings, *args):
+                return function(with_settings(own, settings), *args)
+
+            self._state_functions[key] = (
+                own,
+                self._compile_function(run, own.variables),
+            )
+        own, compiled = self._state_functions[key]
+
+        def run_with(*args):
+            for inside, outside in zip(
+                own.variables, sampler.variables, strict=True
+            ):
+                inside.assign(outside)
+            outputs = compiled(settings_of(sampler), *args)
+            for inside, outside in zip(
+                own.variables, sampler.variables, strict=True
+            ):
+                outside.assign(inside)
+            return outputs
+
+        return run_with
+
+    def _search(self, prompts, stop_token_ids, sampler):
+        """Samplers that choose among whole texts, in one loop on the device."""
+        if not prompts.num_steps:
+            return None
+        keep_history = isinstance(sampler, ContrastiveSampler)
+        tensors = {
+            name: ops.convert_to_tensor(array)
+            for name, array in prompts.loop_inputs(keep_history).items()
+        }
+
+        def search(sampler, inputs):
+            return self.generate_step(inputs, stop_token_ids or None, sampler)
+
+        loop = self._sampler_function(
+            sampler, ("search", stop_token_ids), search
+        )
+        tokens = to_numpy(loop(tensors))
+        return tokens[:, tokens.shape[1] - prompts.num_steps :]
+
+    def generate_step(self, inputs, stop_token_ids, sampler):
+        """Prefill and search on the arrays of `Prompts.loop_inputs`.
 
         Args:
             inputs: dict from `Prompts.loop_inputs`.
             stop_token_ids: tuple of ids, or `None`.
+            sampler: a beam or contrastive sampler.
 
         Returns:
             `(batch, width)` ids; the last `max(num_steps)` are new.
@@ -403,7 +721,7 @@ class GriffinCausalLM(CausalLM):
             hidden, state = self.backbone.call_with_state(
                 prefill_ids, state, mask
             )
-        if isinstance(self.sampler, ContrastiveSampler):
+        if isinstance(sampler, ContrastiveSampler):
             last_hidden, _ = self.backbone.call_with_state(last, state)
             if prefill:
                 last_hidden = ops.concatenate([hidden, last_hidden], axis=1)
@@ -443,7 +761,7 @@ class GriffinCausalLM(CausalLM):
             cache = {"state": state, "end": cache["end"], "done": done}
             return logits, hidden[:, 0], cache
 
-        return self.sampler(
+        return sampler(
             next=next,
             prompt=tokens,
             cache=cache,
@@ -454,19 +772,32 @@ class GriffinCausalLM(CausalLM):
             model=self,
         )
 
-    def generate_stream(self, inputs, max_length=None, stop_token_ids="auto"):
+    def generate_stream(
+        self,
+        inputs,
+        max_length=None,
+        stop_token_ids="auto",
+        max_new_tokens=None,
+        sampler=None,
+        temperature=None,
+        seed=None,
+        state=None,
+        return_state=False,
+    ):
         """Generates text for one prompt, and yields it as it is made.
 
         Args:
             inputs: str. The prompt.
-            max_length: int. Tokens of prompt and text together. Defaults to
-                the preprocessor's `sequence_length`.
-            stop_token_ids: `"auto"` (the tokenizer's end token), a sequence
-                of ids, or `None`. Defaults to `"auto"`.
+            max_length, stop_token_ids, max_new_tokens, sampler, temperature,
+                seed, state: see `generate`.
+            return_state: bool. Also yield the state after all tokens so far,
+                with an empty text where no character is complete. Defaults
+                to `False`.
 
         Yields:
-            str: pieces of text; a character whose bytes are not all there yet
-            waits for them.
+            str: pieces of text, of some tokens each; a character whose bytes
+            are not all there yet waits for them. With `return_state=True`
+            `(text, state)`.
 
         Raises:
             ValueError: without a preprocessor, for a prompt that is not a
@@ -474,7 +805,7 @@ class GriffinCausalLM(CausalLM):
 
         Example:
         ```python
-        for piece in model.generate_stream("ROMEO:", max_length=64):
+        for piece in model.generate_stream("ROMEO:", max_new_tokens=64):
             print(piece, end="", flush=True)
         ```
         """
@@ -484,45 +815,119 @@ class GriffinCausalLM(CausalLM):
                 f"preprocessor. Received: {type(inputs).__name__}, "
                 f"preprocessor={self.preprocessor}. Use `generate`."
             )
-        if isinstance(self.sampler, (BeamSampler, ContrastiveSampler)):
+        sampler = self._call_sampler(sampler, temperature, seed)
+        if is_search(sampler):
             raise ValueError(
                 "Streaming needs a sampler that takes one token after the "
-                f"other. Received: {type(self.sampler).__name__}. Compile with "
-                "'greedy', 'top_k', 'top_p' or 'random'."
+                f"other. Received: {type(sampler).__name__}. Take 'greedy', "
+                "'top_k', 'top_p' or 'random'."
             )
-        tokenizer = self.preprocessor.tokenizer
-        if stop_token_ids == "auto":
-            stop_token_ids = [tokenizer.end_token_id]
-        prompt = self.preprocessor.generate_preprocess(
-            [inputs], sequence_length=max_length
+        _check_lengths(max_length, max_new_tokens)
+        prompts = self._prompts([inputs], max_length, max_new_tokens, state)
+        stop_token_ids = self._stop_token_ids(stop_token_ids)
+        logits, state = self._read_prompts(prompts, state)
+        pieces = self._decode(
+            logits, state, prompts.steps, stop_token_ids, sampler, STREAM_CHUNK
         )
-        mask = to_numpy(prompt["padding_mask"]).astype(bool)
-        ids = to_numpy(prompt["token_ids"])[mask][None]
-        num_steps = mask.size - ids.size
-        state = self.init_state(1, max_length=mask.size)
-        logits, state = self.prefill({"token_ids": ids}, state)
-        return self._stream(
-            logits, state, num_steps, set(stop_token_ids or ()), tokenizer
+        pieces = (
+            (prompts.cut(tokens[0], stop_token_ids, keep_stop=False), state)
+            for tokens, state in pieces
+        )
+        texts = stream_text(
+            self.preprocessor.tokenizer, prompts.rows[0], pieces
+        )
+        if return_state:
+            return texts
+        return (text for text, _ in texts if text)
+
+    def chat(self, **options):
+        """Starts a conversation that keeps its state. See `ChatSession`."""
+        return ChatSession(self, **options)
+
+    # === Scores ===
+
+    def score(self, inputs):
+        """Log-probability of every token, given those before it in its row.
+
+        Long rows are read in pieces: memory does not grow with them.
+
+        Args:
+            inputs: str or list of str; without a preprocessor a dict of
+                `"token_ids"` and optionally `"padding_mask"`,
+                `(batch, time)`.
+
+        Returns:
+            For text a float32 array `(tokens,)`, or a list of them: the
+            natural logarithm for each of the tokenizer's tokens (the first
+            one's is 0 if there is no start token). For ids an array
+            `(batch, time)`, 0 at pads and at each row's first token.
+
+        Raises:
+            ValueError: for rows without a token.
+
+        Example:
+        ```python
+        model.score("To be, or not to be").sum()
+        ```
+        """
+        if self.preprocessor is None or isinstance(inputs, dict):
+            prompts = Prompts(inputs, self.backbone.vocabulary_size)
+            scores = self._score_rows(prompts.arrays())
+            return prompts.scatter(scores)
+        texts = [inputs] if isinstance(inputs, str) else inputs
+        prompts = self._prompts(texts, None, 0, None)
+        scores = self._score_rows(prompts.arrays())
+        first = int(self.preprocessor.add_start_token)
+        scores = [row[first:n] for row, n in zip(scores, prompts.lengths)]
+        return scores[0] if isinstance(inputs, str) else scores
+
+    def _score_rows(self, arrays):
+        ids = arrays["token_ids"]
+        batch, time = ids.shape
+        state = self.init_state(batch, max_length=bucket(time))
+        scores = [np.zeros((batch, 1), "float32")]
+        arrays["targets"] = np.pad(ids[:, 1:], ((0, 0), (0, 1)))
+        for piece in prompt_pieces(arrays, SCORE_CHUNK):
+            score, state = self._run("score", self._score_piece, piece, state)
+            scores.append(to_numpy(score))
+        scores = np.concatenate(scores, axis=1)[:, :time]
+        return np.where(arrays["padding_mask"], scores, 0.0)
+
+    def _score_piece(self, inputs, state):
+        targets = inputs["targets"][..., None]
+        inputs = {k: v for k, v in inputs.items() if k != "targets"}
+        hidden, state = self.backbone.call_with_state(state=state, **inputs)
+        logits = self._logits(hidden)
+        chosen = ops.take_along_axis(logits, targets, axis=-1)[..., 0]
+        return chosen - ops.logsumexp(logits, axis=-1), state
+
+
+def _check_lengths(max_length, max_new_tokens):
+    if max_length is not None and max_new_tokens is not None:
+        raise ValueError(
+            "`max_length` counts the prompt too, `max_new_tokens` does not: "
+            f"one of them decides. Received: max_length={max_length}, "
+            f"max_new_tokens={max_new_tokens}. Leave one out."
+        )
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise ValueError(
+            "`max_new_tokens` must be at least 1. Received: "
+            f"{max_new_tokens}. To read a prompt only, use `prefill`."
         )
 
-    def _stream(self, logits, state, num_steps, stop_token_ids, tokenizer):
-        ids, shown = [], ""
-        for _ in range(num_steps):
-            probabilities = self.sampler.compute_probabilities(logits)
-            token = self.sampler.get_next_token(probabilities)
-            ids.append(int(to_numpy(token)[0]))
-            if ids[-1] in stop_token_ids:
-                ids.pop()
-                break
-            text = tokenizer.detokenize(ids)
-            # An unfinished character decodes to U+FFFD at the end.
-            if not text.endswith("\ufffd"):
-                yield text[len(shown) :]
-                shown = text
-            logits, state = self.decode_step(np.array(ids[-1:], "int32"), state)
-        text = tokenizer.detokenize(ids) if ids else ""
-        if text != shown:
-            yield text[len(shown) :]
+
+def _check_sampler(sampler):
+    if isinstance(sampler, SpeculativeSampler):
+        raise ValueError(
+            "A sampler must not take tokens back: a recurrent state "
+            f"cannot. Received: {type(sampler).__name__}. Take 'greedy', "
+            "'top_k', 'top_p', 'random', 'beam' or 'contrastive'."
+        )
+    if getattr(sampler, "return_all_beams", False):
+        raise ValueError(
+            "`generate` returns one text for each prompt. Received: a "
+            "BeamSampler with return_all_beams=True. Set it to False."
+        )
 
 
 def _last_real(x, padding_mask):

@@ -125,6 +125,18 @@ class GriffinCausalLMPreprocessor(CausalLMPreprocessor):
         self._check_fits(self.tokenizer(x), sequence_length)
         return super().generate_preprocess(x, sequence_length=sequence_length)
 
+    def longest_prompt(self, x):
+        """Returns the tokens of the longest prompt, the start token included.
+
+        Args:
+            x: str, list of str, or array or `tf.Tensor` of strings.
+        """
+        check_text(x)
+        token_ids = self.tokenizer(x)
+        rows = token_ids if isinstance(token_ids, list) else [token_ids]
+        start = 1 if self.add_start_token else 0
+        return start + max((len(row) for row in rows), default=0)
+
     def _check_fits(self, token_ids, sequence_length):
         start = 1 if self.add_start_token else 0
         rule = (

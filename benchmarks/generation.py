@@ -1,0 +1,223 @@
+"""Times a generated token here, beside DeepMind's and Hugging Face's models.
+
+    python benchmarks/generation.py
+    python benchmarks/generation.py --long 20000
+
+Griffin of 6 layers of width 512, float32, batch 2, random weights, greedy. Each
+row runs in a process of its own, one after the other; times are the medians of
+several runs. `--long N` instead generates N tokens and reports the resident
+memory and the time of a token on the way.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+SETTINGS = {
+    "vocabulary_size": 512,
+    "num_layers": 6,
+    "hidden_dim": 512,
+    "intermediate_dim": 1536,
+    "num_query_heads": 4,
+    "head_dim": 128,
+    "recurrent_dim": 512,
+    "block_types": ("recurrent", "recurrent", "local_attention"),
+    "attention_window_size": 256,
+    "num_gate_blocks": 4,
+    "scale_embeddings": True,
+    "final_logit_soft_cap": 30.0,
+}
+BATCH = 2
+PROMPTS = (16, 4096)  # tokens
+NEW = 32  # tokens
+RUNS = 3
+REPORTS = 10  # lines of a long run
+WHO = ("jax", "tensorflow", "torch", "deepmind", "huggingface", "weights")
+
+
+def median_ms(run, count):
+    """Milliseconds of one of the `count` tokens that `run` makes."""
+    run()
+    times = []
+    for _ in range(RUNS):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return 1e3 * float(np.median(times)) / count
+
+
+def our_model():
+    import keras_griffin
+
+    model = keras_griffin.GriffinCausalLM(
+        keras_griffin.GriffinBackbone(**SETTINGS)
+    )
+    model.compile(sampler="greedy")
+    return model
+
+
+def ours(token_ids):
+    model = our_model()
+    _, state = model.prefill({"token_ids": token_ids[:, :-1]})
+    last = {"token_ids": token_ids[:, -1:]}
+
+    def generate():
+        model.generate(
+            last, max_new_tokens=NEW, stop_token_ids=None, state=state
+        )
+
+    return median_ms(generate, NEW)
+
+
+def deepmind(token_ids):
+    import jax
+
+    from support.peers import DeepMindGriffin
+
+    peer = DeepMindGriffin(SETTINGS)
+    apply = jax.jit(peer.model.apply)
+    params = {"params": peer.params}
+    time = token_ids.shape[1]
+    positions = np.tile(np.arange(time, dtype="int32"), (BATCH, 1))
+    logits, cache = apply(params, token_ids, positions, None)
+    first = np.asarray(logits[:, -1:].argmax(-1), "int32")
+
+    def generate():
+        token, state = jax.numpy.asarray(first), cache
+        for t in range(time, time + NEW):
+            here = jax.numpy.full((BATCH, 1), t, "int32")
+            logits, state = apply(params, token, here, state)
+            token = logits[:, -1:].argmax(-1).astype("int32")
+        token.block_until_ready()
+
+    return median_ms(generate, NEW)
+
+
+def huggingface(token_ids):
+    import torch
+    from transformers import RecurrentGemmaConfig
+    from transformers import RecurrentGemmaForCausalLM
+
+    config = RecurrentGemmaConfig(
+        vocab_size=SETTINGS["vocabulary_size"],
+        num_hidden_layers=SETTINGS["num_layers"],
+        hidden_size=SETTINGS["hidden_dim"],
+        # Hugging Face gives the width of both branches of the MLP.
+        intermediate_size=2 * SETTINGS["intermediate_dim"],
+        num_attention_heads=SETTINGS["num_query_heads"],
+        num_key_value_heads=1,
+        lru_width=SETTINGS["recurrent_dim"],
+        attention_window_size=SETTINGS["attention_window_size"],
+    )
+    model = RecurrentGemmaForCausalLM(config).eval()
+    ids = torch.from_numpy(token_ids.astype("int64"))
+
+    def seconds(count):
+        start = time.perf_counter()
+        with torch.no_grad():
+            model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=count,
+                min_new_tokens=count,
+                do_sample=False,
+            )
+        return time.perf_counter() - start
+
+    seconds(2)
+    # The prefill is in both, and in neither the difference.
+    return 1e3 * float(
+        np.median([(seconds(NEW + 1) - seconds(1)) / NEW for _ in range(RUNS)])
+    )
+
+
+def weights(token_ids):
+    """Reading as many bytes as the model has weights, on all cores."""
+    import torch
+
+    d, f, h = (
+        SETTINGS[k] for k in ("hidden_dim", "intermediate_dim", "head_dim")
+    )
+    recurrent = 3 * d * d + 2 * d * d // SETTINGS["num_gate_blocks"]
+    attention = 2 * d * d + 2 * d * h
+    count = 6 * 3 * d * f + 4 * recurrent + 2 * attention
+    numbers = torch.ones(count + SETTINGS["vocabulary_size"] * d)
+    return median_ms(lambda: numbers.sum().item(), 1)
+
+
+def measure(who, prompt):
+    rng = np.random.default_rng(0)
+    shape = (BATCH, prompt)
+    token_ids = rng.integers(3, SETTINGS["vocabulary_size"], shape)
+    runners = {
+        "deepmind": deepmind,
+        "huggingface": huggingface,
+        "weights": weights,
+    }
+    print(f"{runners.get(who, ours)(token_ids.astype('int32')):.2f}")
+
+
+def long_run(total):
+    model = our_model()
+    inputs = {"token_ids": np.ones((BATCH, 16), "int32")}
+    state = None
+    for i in range(REPORTS + 1):
+        start = time.perf_counter()
+        _, state = model.generate(
+            inputs,
+            max_new_tokens=total // REPORTS,
+            stop_token_ids=None,
+            state=state,
+            return_state=True,
+        )
+        seconds = time.perf_counter() - start
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        memory = pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+        print(
+            f"{(i + 1) * (total // REPORTS):8d} tokens  {memory:7.1f} MiB  "
+            f"{1e3 * seconds / (total // REPORTS):6.2f} ms a token"
+        )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--long", type=int)
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.long:
+        long_run(arguments.long)
+        return
+    if arguments.measure:
+        measure(arguments.measure[0], int(arguments.measure[1]))
+        return
+    print("| | " + " | ".join(f"prompt {n}" for n in PROMPTS) + " |")
+    print("|---|---|---|")
+    for who in WHO:
+        cells = []
+        for prompt in PROMPTS:
+            backend = who if who in WHO[:3] else "jax"
+            done = subprocess.run(
+                [sys.executable, __file__, "--measure", who, str(prompt)],
+                env={
+                    **os.environ,
+                    "KERAS_BACKEND": backend,
+                    "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+                    "TF_CPP_MIN_LOG_LEVEL": "2",
+                },
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
+            )
+            cells.append(done.stdout.split()[-1])
+        print(f"| {who} | " + " | ".join(cells) + " |", flush=True)
+    print(f"load at the end: {os.getloadavg()[0]:.1f}")
+
+
+if __name__ == "__main__":
+    main()

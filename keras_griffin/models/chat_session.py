@@ -1,0 +1,120 @@
+START_OF_TURN = "<start_of_turn>"
+END_OF_TURN = "<end_of_turn>"
+
+
+class ChatSession:
+    """A conversation that keeps the model's state between the turns.
+
+    A turn reads the new message alone, never the history, and the state does
+    not grow. Where the tokenizer has RecurrentGemma's turn tokens, messages
+    take its instruct format; otherwise a message is text that the model
+    continues.
+
+    Args:
+        model: a `GriffinCausalLM` with a preprocessor.
+        max_new_tokens: int. Most tokens of a reply. Defaults to `1024`.
+        sampler, temperature: see `GriffinCausalLM.generate`. Default to
+            `None`: those of the model.
+
+    Attributes:
+        state: the state after the last turn, `None` before the first.
+
+    Raises:
+        ValueError: for a model without a preprocessor.
+
+    Example:
+    ```python
+    model = keras_griffin.GriffinCausalLM.from_preset("griffin_shakespeare_en")
+    chat = model.chat(max_new_tokens=20)
+    for piece in chat.send("JULIET: Who is there?"):
+        print(piece, end="", flush=True)
+    chat.save("chat.npz")
+    ```
+
+    Source:
+        arXiv:2404.07839, section 4; recurrentgemma's instruct format.
+    """
+
+    def __init__(
+        self, model, max_new_tokens=1024, sampler=None, temperature=None
+    ):
+        if model.preprocessor is None:
+            raise ValueError(
+                "A chat needs a model with a preprocessor, to read text. "
+                "Received: preprocessor=None. Load it with `from_preset`."
+            )
+        self.model = model
+        self.max_new_tokens = max_new_tokens
+        self.sampler = sampler
+        self.temperature = temperature
+        self.state = None
+        tokenizer = model.preprocessor.tokenizer
+        self._stops = [tokenizer.end_token_id]
+        self._has_turns = END_OF_TURN in tokenizer.get_vocabulary()
+        if self._has_turns:
+            self._stops.append(tokenizer.token_to_id(END_OF_TURN))
+
+    def send(self, message):
+        """Reads a message and yields the reply as it is made.
+
+        Whoever stops reading, by Ctrl-C say, stops the reply; what was made
+        of it stays in the conversation.
+
+        Args:
+            message: str.
+
+        Yields:
+            str: pieces of text.
+
+        Raises:
+            ValueError: for an empty message where there is no turn format.
+        """
+        pieces = self.model.generate_stream(
+            self._turn(message),
+            max_new_tokens=self.max_new_tokens,
+            stop_token_ids=self._stops,
+            sampler=self.sampler,
+            temperature=self.temperature,
+            state=self.state,
+            return_state=True,
+        )
+        for text, self.state in pieces:
+            if text:
+                yield text
+
+    def _turn(self, message):
+        if not self._has_turns:
+            return message if self.state is None else f"\n{message}"
+        turn = (
+            f"{START_OF_TURN}user\n{message}{END_OF_TURN}\n"
+            f"{START_OF_TURN}model\n"
+        )
+        # The state has not read the token that ended the reply.
+        return turn if self.state is None else f"{END_OF_TURN}\n{turn}"
+
+    def save(self, path):
+        """Writes the conversation so far: its state, whatever its length.
+
+        Args:
+            path: str or path. The `.npz` file.
+
+        Raises:
+            ValueError: before the first message.
+        """
+        if self.state is None:
+            raise ValueError(
+                "A chat must have begun to be saved. Received: no message "
+                "yet. Call `send` first."
+            )
+        self.model.save_state(self.state, path)
+
+    def load(self, path):
+        """Goes on with a conversation that `save` wrote.
+
+        Args:
+            path: str or path.
+
+        Raises:
+            ValueError: for a file that is not a state of this model.
+        """
+        self.state = self.model.load_state(path)

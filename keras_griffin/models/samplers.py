@@ -1,0 +1,75 @@
+"""What generation needs to know of KerasHub's samplers."""
+
+import copy
+import json
+
+import numpy as np
+from keras import ops
+from keras_hub import samplers
+
+# Attributes that are data for a compiled function, not part of it.
+SETTINGS = ("temperature", "p", "alpha")
+
+# KerasHub's own: `get_config` says all about them.
+KNOWN = (
+    samplers.GreedySampler,
+    samplers.TopKSampler,
+    samplers.TopPSampler,
+    samplers.RandomSampler,
+    samplers.BeamSampler,
+    samplers.ContrastiveSampler,
+)
+
+# Stop ids are padded to a multiple of this with an id that no token has.
+STOP_IDS = 8
+
+
+def is_search(sampler):
+    """Whether the sampler has a loop of its own, over whole texts."""
+    return type(sampler).__call__ is not samplers.Sampler.__call__
+
+
+def kind_of_sampler(sampler):
+    """Samplers of one kind run the same compiled function."""
+    if type(sampler) not in KNOWN:
+        return type(sampler), sampler
+    config = {
+        name: value
+        for name, value in sampler.get_config().items()
+        if name not in (*SETTINGS, "seed")
+    }
+    return type(sampler), json.dumps(config, sort_keys=True)
+
+
+def copy_sampler(sampler):
+    """A sampler with random state of its own, where that is possible."""
+    if type(sampler) not in KNOWN:
+        return sampler
+    return type(sampler).from_config(sampler.get_config())
+
+
+def settings_of(sampler):
+    """The sampler's `SETTINGS` as tensors."""
+    if type(sampler) not in KNOWN:
+        return {}
+    return {
+        name: ops.convert_to_tensor(np.array(getattr(sampler, name), "float32"))
+        for name in SETTINGS
+        if hasattr(sampler, name)
+    }
+
+
+def with_settings(sampler, settings):
+    """The sampler with other settings and the same random state."""
+    sampler = copy.copy(sampler)
+    for name, value in settings.items():
+        setattr(sampler, name, value)
+    return sampler
+
+
+def pad_stop_token_ids(stop_token_ids):
+    """The ids as an array; a few more of them do not change its shape."""
+    size = STOP_IDS * max(1, -(-len(stop_token_ids) // STOP_IDS))
+    padded = np.full((size,), -1)
+    padded[: len(stop_token_ids)] = stop_token_ids
+    return padded

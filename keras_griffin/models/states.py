@@ -1,0 +1,89 @@
+"""States as files and as rows."""
+
+import zipfile
+
+import keras
+import numpy as np
+from keras import ops
+
+
+def repeat_rows(state, batch_size):
+    """The state for `batch_size` rows: its own, or one row for all."""
+    rows = state["length"].shape[0]
+    if rows == batch_size:
+        return state
+    if rows != 1:
+        raise ValueError(
+            "A state must have one row for each prompt, or one for all. "
+            f"Received: a state of {rows} rows for {batch_size} prompts. Read "
+            "the prompts' common start as a batch of one."
+        )
+    return keras.tree.map_structure(
+        lambda leaf: ops.repeat(leaf, batch_size, axis=0), state
+    )
+
+
+def save_state(state, path):
+    """Writes a state to a `.npz` file."""
+    with open(path, "wb") as file:
+        np.savez(
+            file,
+            **{
+                # NumPy's files know no bfloat16; float32 holds it exactly.
+                name: ops.convert_to_numpy(_widened(leaf))
+                for name, leaf in _named_leaves(state).items()
+            },
+        )
+
+
+def load_state(path, like):
+    """Reads a state whose arrays have names and dtypes of those in `like`."""
+    leaves = _named_leaves(like)
+    try:
+        with np.load(path) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            "A state must be read from a file of `save_state`. Received: "
+            f"{str(path)!r} ({error}). Save it anew."
+        ) from error
+    expected = {name: _kind(leaf) for name, leaf in leaves.items()}
+    received = {name: _kind(array) for name, array in arrays.items()}
+    if received != expected:
+        differing = sorted(
+            name
+            for name in expected.keys() | received.keys()
+            if expected.get(name) != received.get(name)
+        )
+        raise ValueError(
+            "A state goes with the architecture that made it. Received: "
+            f"{str(path)!r}, in which {', '.join(differing[:3])} and "
+            f"{max(len(differing) - 3, 0)} more do not fit. Load it into the "
+            "model that it came from."
+        )
+    return keras.tree.pack_sequence_as(
+        like,
+        [
+            ops.convert_to_tensor(arrays[name], dtype=leaf.dtype)
+            for name, leaf in leaves.items()
+        ],
+    )
+
+
+def _named_leaves(state):
+    """`{"blocks.0.recurrent": array}`, in the order of `tree.flatten`."""
+    return {
+        ".".join(str(part) for part in path): leaf
+        for path, leaf in keras.tree.flatten_with_path(state)
+    }
+
+
+def _kind(leaf):
+    """What batch and room for tokens do not change: rank and last axis."""
+    return len(leaf.shape), *leaf.shape[1:][-1:]
+
+
+def _widened(leaf):
+    if keras.backend.standardize_dtype(leaf.dtype) == "bfloat16":
+        return ops.cast(leaf, "float32")
+    return leaf
