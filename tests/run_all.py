@@ -2,7 +2,8 @@
 
 Makes a virtual environment in `.venv-test`, installs the package and what its
 tests need (versions in tests/constraints.txt), checks the style, and runs
-pytest once a backend. A second run finds the environment up to date.
+pytest once a backend, two backends at a time. A second run finds the
+environment up to date.
 
     python tests/run_all.py                          all of it
     python tests/run_all.py --backend torch          one backend, no style check
@@ -14,16 +15,19 @@ Runs on the CPU. For an accelerator set JAX_PLATFORMS.
 import argparse
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import time
 import venv
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = ROOT / ".venv-test"
 CONSTRAINTS = ROOT / "tests" / "constraints.txt"
 BACKENDS = ("jax", "tensorflow", "torch")
+AT_A_TIME = 2  # a run keeps little more than one core busy
 NO_TESTS_COLLECTED = 5  # pytest's exit code
 
 
@@ -39,17 +43,30 @@ def main():
     results = {}
     if arguments.backend is None:
         results["style"] = check_style(python)
-    for backend in BACKENDS:
-        if arguments.backend in (None, backend):
-            first = arguments.backend is not None or backend == BACKENDS[0]
-            results[backend] = run_tests(
-                python, backend, first, pytest_arguments
+    backends = [arguments.backend] if arguments.backend else BACKENDS
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
+        runs = {
+            backend: pool.submit(
+                run_tests,
+                python,
+                backend,
+                first=backend == backends[0],
+                pytest_arguments=pytest_arguments,
             )
+            for backend in backends
+        }
+    results |= {backend: run.result() for backend, run in runs.items()}
 
     print("\nSummary")
     for name, (passed, seconds, last_line) in results.items():
         verdict = "passed" if passed else "FAILED"
         print(f"  {name:10}  {verdict}  {seconds:5.0f} s  {last_line}")
+    closing = " ".join(last_line for _, _, last_line in results.values())
+    counts = {
+        what: sum(map(int, re.findall(rf"(\d+) {what}", closing)))
+        for what in ("passed", "failed", "skipped")
+    }
+    print(", ".join(f"{number} {what}" for what, number in counts.items()))
     return 0 if all(passed for passed, _, _ in results.values()) else 1
 
 
@@ -89,8 +106,9 @@ def check_style(python):
 
 
 def run_tests(python, backend, first, pytest_arguments):
-    """One run of pytest, shown as it goes."""
+    """One run of pytest, shown as it goes behind the backend's name."""
     command = [python, "-m", "pytest", "--durations=10", *pytest_arguments]
+    command += ["-p", "no:cacheprovider"]  # one folder for runs side by side
     if not first:
         command += ["-m", "not backend_independent"]
     say(f"KERAS_BACKEND={backend} pytest")
@@ -112,7 +130,7 @@ def run_tests(python, backend, first, pytest_arguments):
         errors="replace",
     ) as process:
         for line in process.stdout:
-            print(line, end="", flush=True)
+            print(f"{backend:10} | {line}", end="", flush=True)
             last_line = line.strip("= \n") or last_line
     passed = process.returncode == 0
     if process.returncode == NO_TESTS_COLLECTED and pytest_arguments:
