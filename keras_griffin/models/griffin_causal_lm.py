@@ -110,6 +110,7 @@ class GriffinCausalLM(CausalLM):
         self.preprocessor = preprocessor
 
         # === Functional Model ===
+        self._replica_call = None
         inputs = backbone.input
         super().__init__(
             inputs=inputs, outputs=self._logits(backbone(inputs)), **kwargs
@@ -179,7 +180,10 @@ class GriffinCausalLM(CausalLM):
     # Keras looks for `training` by name: without it nothing would drop out.
     def call(self, inputs, training=None, mask=None):
         # On JAX, `fit` comes here without passing `__call__`.
-        return super().call(fill_inputs(inputs), training=training, mask=mask)
+        inputs = fill_inputs(inputs)
+        if self._replica_call is not None:
+            return self._replica_call(inputs, training)
+        return super().call(inputs, training=training, mask=mask)
 
     # KerasHub turns all data into a pipeline for the sake of preprocessing,
     # and arrays are not shuffled then. Token ids need none of it.
@@ -227,11 +231,33 @@ class GriffinCausalLM(CausalLM):
                 forgets (see `keras_griffin.distribution.check_layout_map`).
         """
         super().compile(*args, **kwargs)
+        self._replica_call = None
+        if keras.config.backend() == "tensorflow" and self.jit_compile:
+            self._compile_for_strategy()
         distribution = keras.distribution.distribution()
         if isinstance(distribution, GriffinParallel):
             check_layout_map(distribution.layout_map, self)
         self._state_functions = {}
         _check_sampler(self.sampler)
+
+    def _compile_for_strategy(self):
+        """Compiles the model for each replica of a `tf.distribute.Strategy`.
+
+        Keras would compile one program for all replicas, which XLA refuses
+        where they have devices of their own:
+        https://github.com/keras-team/keras/issues/19005
+        """
+        import tensorflow as tf
+
+        if not tf.distribute.has_strategy():
+            return
+        self.jit_compile = False
+        call = super().call
+        self._replica_call = tf.function(
+            lambda inputs, training: call(inputs, training=training),
+            jit_compile=True,
+            reduce_retracing=True,
+        )
 
     def _post_quantize(self, mode, **kwargs):
         super()._post_quantize(mode, **kwargs)
