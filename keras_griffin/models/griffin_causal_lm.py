@@ -249,7 +249,7 @@ class GriffinCausalLM(CausalLM):
         """
         import tensorflow as tf
 
-        if not tf.distribute.has_strategy():
+        if self.distribute_strategy.num_replicas_in_sync == 1:
             return
         self.jit_compile = False
         call = super().call
@@ -257,6 +257,40 @@ class GriffinCausalLM(CausalLM):
             lambda inputs, training: call(inputs, training=training),
             jit_compile=True,
             reduce_retracing=True,
+        )
+
+    # Keras 3.15 stumbles twice over tf.distribute.MultiWorkerMirroredStrategy:
+    # it averages inputs as if they were one tensor, and scalar logs over axis
+    # 0. On the other backends the methods below are Keras' own.
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        if iterator is not None and self._has_workers():
+            batches = next(next(iter(iterator))[-1])
+            local = self.distribute_strategy.experimental_local_results
+            data_batch = keras.tree.map_structure(
+                lambda batch: local(batch)[0], batches
+            )
+            iterator = None
+        super()._maybe_symbolic_build(iterator, data_batch)
+
+    def train_step(self, *args):
+        return self._for_all_workers(super().train_step(*args))
+
+    def test_step(self, *args):
+        return self._for_all_workers(super().test_step(*args))
+
+    def _for_all_workers(self, logs):
+        if not self._has_workers():
+            return logs
+        return {name: ops.reshape(value, (1,)) for name, value in logs.items()}
+
+    def _has_workers(self):
+        if keras.config.backend() != "tensorflow":
+            return False
+        import tensorflow as tf
+
+        return isinstance(
+            self.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy
         )
 
     def _post_quantize(self, mode, **kwargs):

@@ -103,9 +103,7 @@ def fit_with_an_interruption():
             x, y, batch_size=batch_size, shuffle=False
         )
         model = make_model(seed)
-        resumable_fit(
-            model, data, path + ".backup", 1, 2, callbacks, verbose=0
-        )
+        resumable_fit(model, data, path + ".backup", 1, 2, callbacks, verbose=0)
         return model
 
     try:
