@@ -116,6 +116,10 @@ class GriffinCausalLM(CausalLM):
             inputs=inputs, outputs=self._logits(backbone(inputs)), **kwargs
         )
         self._state_functions = {}
+        if keras.config.backend() == "torch":
+            # Else `parameters()` is empty, as what came before `__init__` of
+            # `keras.Model` is forgotten by PyTorch, and DDP finds nothing.
+            self._track_variables()
 
     @classmethod
     def from_preset(cls, preset, load_weights=True, dtype=None, **kwargs):

@@ -106,7 +106,9 @@ class _Backup(keras.callbacks.Callback):
         self._manager = ocp.CheckpointManager(
             Path(folder).absolute(),
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=BACKUPS_KEPT, create=True
+                max_to_keep=BACKUPS_KEPT,
+                create=True,
+                cleanup_tmp_directories=True,  # of a write that was killed
             ),
         )
         self._trained = model

@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+
 from support.processes import run
 from support.tolerances import TOLERANCES
 

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+
 from support.processes import finish
 from support.processes import free_port
 from support.processes import start

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from support.processes import finish
 from support.processes import free_port
 from support.processes import start

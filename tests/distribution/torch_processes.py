@@ -20,6 +20,7 @@ STEPS, BATCH = 4, 8
 
 def main(path, processes, index=0, port=None):
     torch.set_num_threads(1)
+    keras.utils.set_random_seed(0)
     model = tiny_model()
     module = model
     if processes > 1:

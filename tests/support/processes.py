@@ -38,6 +38,7 @@ def finish(*processes, returncode=0, timeout=900):
         for process in processes:
             process.kill()
             process.wait()
+            process.stdout.close()
 
 
 def run(script, *arguments, returncode=0, **options):

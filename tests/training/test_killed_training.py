@@ -4,6 +4,7 @@ import signal
 
 import numpy as np
 import pytest
+
 from support.processes import run
 
 pytestmark = pytest.mark.backend_independent
@@ -13,8 +14,8 @@ SCRIPT = "training/killed_training.py"
 
 def test_a_killed_run_goes_on(tmp_path):
     run(SCRIPT, tmp_path, "whole", devices=8, returncode=-signal.SIGKILL)
-    backups = [int(p.name) for p in (tmp_path / "backup").glob("[0-9]*")]
-    assert max(backups) in (7, 8)  # 8 may not have been complete
+    backups = [path.name for path in (tmp_path / "backup").iterdir()]
+    assert "7" in backups  # the one after 8 steps may not be complete
     run(SCRIPT, tmp_path, "rest", devices=8)
     whole = np.load(tmp_path / "whole.npz")
     rest = np.load(tmp_path / "rest.npz")
