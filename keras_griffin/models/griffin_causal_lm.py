@@ -193,7 +193,9 @@ class GriffinCausalLM(CausalLM):
     # and arrays are not shuffled then. Token ids need none of it.
 
     def fit(self, x=None, y=None, **kwargs):
-        if self.preprocessor is not None:
+        # A PyDataset holds batches already; KerasHub would not take it.
+        is_batches = isinstance(x, keras.utils.PyDataset)
+        if self.preprocessor is not None and not is_batches:
             return super().fit(x, y, **kwargs)
         self._check_arrays(x)
         return keras.Model.fit(self, x, y, **kwargs)

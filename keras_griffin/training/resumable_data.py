@@ -67,8 +67,18 @@ class ResumableData(keras.utils.PyDataset):
         Returns:
             A `ResumableData`.
         """
-        arrays = tuple(a for a in (x, y, sample_weight) if a is not None)
-        rows = len(keras.tree.flatten(arrays)[0])
+
+        def each(function, structure):
+            return keras.tree.map_structure(
+                lambda a: None if a is None else function(a), structure
+            )
+
+        # Of a memory-mapped file this is a view.
+        arrays = (x, y, sample_weight)
+        while arrays[-1] is None:
+            arrays = arrays[:-1]
+        arrays = each(np.asarray, arrays)
+        rows = len(next(a for a in keras.tree.flatten(x) if a is not None))
 
         @functools.lru_cache(maxsize=1)
         def order(epoch):
@@ -78,7 +88,7 @@ class ResumableData(keras.utils.PyDataset):
 
         def batch(epoch, index):
             chosen = order(epoch)[index * batch_size : (index + 1) * batch_size]
-            return keras.tree.map_structure(lambda a: a[chosen], arrays)
+            return each(lambda a: a[chosen], arrays)
 
         return cls(batch, -(-rows // batch_size))
 

@@ -56,6 +56,10 @@ def state(model):
     return [to_numpy(v.value) for v in variables]
 
 
+def refuse(*args):
+    raise AssertionError(f"Called with {args}")
+
+
 def fit(model, folder, interrupt_after=None, data=None):
     callbacks = []
     if interrupt_after is not None:
@@ -82,6 +86,7 @@ def test_interrupted_training_ends_as_if_uninterrupted(tmp_path):
         fit(make_model(1), tmp_path / "backup", interrupt_after=8)
     # Another start has other weights and seeds: only the backup counts.
     again = make_model(2)
+    again.preprocessor = refuse  # batches are past it
     last_epoch = fit(again, tmp_path / "backup")
     assert len(last_epoch["loss"]) == 1
     for found, expected in zip(state(again), state(model), strict=True):
