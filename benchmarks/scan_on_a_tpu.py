@@ -26,7 +26,10 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]  # So that it runs from a checkout.
 import tpu_schedule  # noqa: E402
 
 TARGETS = ("v5e", "v5p", "v6e")
-BATCH, TIME, WIDTH, GATE_BLOCKS = 8, 2048, 2560, 10  # RecurrentGemma 2B
+# RecurrentGemma 2B: (batch, time, width, gate blocks)
+SHAPE = BATCH, TIME, WIDTH, GATE_BLOCKS = 8, 2048, 2560, 10
+# Of the paper's 7B model: the gate blocks are 2.75 vregs wide.
+SHAPE_OF_7B = (1, 8192, 5632, 16)
 SCAN_TILE = 1024  # numbers in a vreg
 CORES = {"v5e": 1, "v5p": 2, "v6e": 1}  # that share a kernel's grid
 # Small, and with a rest in time and blocks across vregs: for `--compile-only`.
@@ -34,7 +37,7 @@ SMALL = (2, 300, 704, 2)
 SMALL_ON_V4 = (2, 300, 512, 2)  # its 16 MiB of VMEM cannot hold such blocks
 
 
-def ours(spec, shape=(BATCH, TIME, WIDTH, GATE_BLOCKS), dtype="bfloat16"):
+def ours(spec, shape=SHAPE, dtype="bfloat16", is_complex=False):
     """Our operation with resets, and its gradient."""
     import jax
 
@@ -42,12 +45,16 @@ def ours(spec, shape=(BATCH, TIME, WIDTH, GATE_BLOCKS), dtype="bfloat16"):
 
     batch, time, width, blocks = shape
     size = width // blocks
+    units = width // 2 if is_complex else width
     x = spec((batch, time, width), dtype)
     kernel, bias = (
-        spec((blocks, size, size), "float32"),
-        spec((blocks, size), "float32"),
+        spec((blocks, size, units // blocks), "float32"),
+        spec((blocks, units // blocks), "float32"),
     )
-    arguments = (x, *(kernel, bias) * 2, spec((width,), "float32"))
+    param = spec((units,), "float32")
+    arguments = (x, *(kernel, bias) * 2, param)
+    if is_complex:
+        arguments = (*arguments, param)
 
     def function(positions, dy, *arguments):
         def layer(*arguments):
@@ -63,18 +70,20 @@ def ours(spec, shape=(BATCH, TIME, WIDTH, GATE_BLOCKS), dtype="bfloat16"):
     return function, (spec((batch, time), "int32"), x, *arguments)
 
 
-def deepmind(spec):
+def deepmind(spec, shape=SHAPE, dtype="bfloat16", is_complex=False):
     """`recurrentgemma.jax.layers.RGLRU` with its own Pallas kernel."""
     import jax
     from recurrentgemma import common
     from recurrentgemma.jax import layers
 
-    x = spec((BATCH, TIME, WIDTH), "bfloat16")
-    positions = spec((BATCH, TIME), "int32")
+    batch, time, width, blocks = shape
+    x = spec((batch, time, width), dtype)
+    positions = spec((batch, time), "int32")
     layer = layers.RGLRU(
-        width=WIDTH,
-        num_heads=GATE_BLOCKS,
+        width=width,
+        num_heads=blocks,
         dtype=x.dtype,
+        only_real=not is_complex,
         scan_type=common.ScanType.LINEAR_PALLAS,
     )
     parameters = jax.eval_shape(

@@ -11,6 +11,7 @@ import functools
 import jax
 import keras
 from jax.extend.core import Primitive
+from jax.interpreters import ad
 from jax.interpreters import batching
 from jax.interpreters import mlir
 from jax.sharding import PartitionSpec
@@ -78,6 +79,25 @@ def _batched(arrays, axes, kernels, ops):
 
 
 batching.primitive_batchers[_by_platform] = _batched
+
+
+def _derivative(primals, tangents, kernels, ops):
+    # A kernel comes with the gradient that it has; beyond that it has none.
+    del kernels
+    moving = [i for i, t in enumerate(tangents) if not isinstance(t, ad.Zero)]
+
+    def run(*values):
+        full = list(primals)
+        for i, value in zip(moving, values, strict=True):
+            full[i] = value
+        return ops(*full)
+
+    return jax.jvp(
+        run, [primals[i] for i in moving], [tangents[i] for i in moving]
+    )
+
+
+ad.primitive_jvps[_by_platform] = _derivative
 
 
 def _lower(platform, context, *arrays, kernels, ops):

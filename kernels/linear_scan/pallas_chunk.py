@@ -25,12 +25,13 @@ from keras_griffin.kernels.pallas_compat import rotate
 STEPS = 16  # of a segment
 CHUNK = SUBLANES * STEPS  # time steps
 _PITCH = STEPS + 1  # rows
+_HEIGHT = SUBLANES * _PITCH  # rows of a chunk in scratch
 ROWS = 16  # read or written at once: a vreg of bfloat16, two of float32
 
 
 def chunk_scratch(tiles):
     """Scratch for one chunk of `tiles` times 128 channels, float32."""
-    return VMEM((tiles, SUBLANES * _PITCH, LANES), jnp.float32)
+    return VMEM((tiles * _HEIGHT, LANES), jnp.float32)
 
 
 def put_rows(ref, tile, row, value):
@@ -38,13 +39,13 @@ def put_rows(ref, tile, row, value):
     value = value.astype(jnp.float32)
     for start in range(0, ROWS, SUBLANES):
         rows = value[start : start + SUBLANES]
-        ref[tile, _place(row + start), :] = rows
+        ref[_place(tile, row + start), :] = rows
 
 
 def get_rows(ref, tile, row):
     """Reads what `put_rows` writes."""
     starts = range(row, row + ROWS, SUBLANES)
-    return jnp.concatenate([ref[tile, _place(start), :] for start in starts])
+    return jnp.concatenate([ref[_place(tile, start), :] for start in starts])
 
 
 def scan_chunk(x, a, tile, carry, reverse=False, shifted=False):
@@ -64,7 +65,7 @@ def scan_chunk(x, a, tile, carry, reverse=False, shifted=False):
     steps = range(STEPS)[::-1] if reverse else range(STEPS)
 
     def load(refs, j):
-        return tuple(ref[tile, _step(j), :] for ref in refs)
+        return tuple(ref[_step(tile, j), :] for ref in refs)
 
     def advance(h, a_j, x_j):
         if shifted:
@@ -100,18 +101,18 @@ def scan_chunk(x, a, tile, carry, reverse=False, shifted=False):
     for j in steps:
         y, h = advance(h, load(a, j), load(x, j))
         for ref, part in zip(x, y, strict=True):
-            ref[tile, _step(j), :] = part
+            ref[_step(tile, j), :] = part
     last = slice(0, 1) if reverse else slice(SUBLANES - 1, SUBLANES)
     return tuple(part[last] for part in total)
 
 
-def _place(row):
+def _place(tile, row):
     segment, step = divmod(row, STEPS)
-    return pl.ds(segment * _PITCH + step, SUBLANES)
+    return pl.ds(tile * _HEIGHT + segment * _PITCH + step, SUBLANES)
 
 
-def _step(j):
-    return pl.ds(j, SUBLANES, stride=_PITCH)
+def _step(tile, j):
+    return pl.ds(tile * _HEIGHT + j, SUBLANES, stride=_PITCH)
 
 
 def _select(condition, p, q):

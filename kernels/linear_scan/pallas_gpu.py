@@ -91,4 +91,4 @@ def _kernel(parts, reverse, shifted, *refs):
         h = jax.lax.fori_loop(
             0, whole, lambda i, h: run(i * STEPS, STEPS, h), h
         )
-    store(last, run(whole * STEPS, rest, h))
+    store(last, run(jnp.int32(whole * STEPS), rest, h))

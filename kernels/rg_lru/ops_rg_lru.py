@@ -200,33 +200,38 @@ def _rounded(kernel, inputs):
 
 
 def _in_blocks(x, blocks):
+    """`(batch, block, time, width of a block)`.
+
+    Matrix products of time and width alone: on a CPU they take half as long
+    as with the block between the two.
+    """
     batch, time, width = ops.shape(x)[0], ops.shape(x)[1], x.shape[2]
-    return ops.reshape(x, (batch, time, blocks, width // blocks))
+    x = ops.reshape(x, (batch, time, blocks, width // blocks))
+    return ops.transpose(x, (0, 2, 1, 3))
 
 
 def _from_blocks(x):
-    batch, time, blocks, size = ops.shape(x)[:2] + tuple(x.shape[2:])
+    batch, blocks, time, size = ops.shape(x)
+    x = ops.transpose(x, (0, 2, 1, 3))
     return ops.reshape(x, (batch, time, blocks * size))
 
 
 def _gate(inputs, kernel, bias):
     """sigmoid(x W + b), W block diagonal; `kernel` holds its blocks."""
-    z = ops.einsum(
-        "btgi,gij->btgj",
-        _in_blocks(ops.cast(inputs.x, "float32"), kernel.shape[0]),
-        _rounded(kernel, inputs),
-    )
-    return _from_blocks(ops.sigmoid(z + ops.cast(bias, "float32")))
+    x = _in_blocks(ops.cast(inputs.x, "float32"), kernel.shape[0])
+    z = _from_blocks(ops.matmul(x, _rounded(kernel, inputs)))
+    return ops.sigmoid(z + ops.reshape(ops.cast(bias, "float32"), (-1,)))
 
 
 def _gate_backward(d_gate, gate, inputs, kernel, bias):
     """Gradients of `x`, `kernel` and `bias`."""
     blocks = kernel.shape[0]
-    dz = _in_blocks(d_gate * (gate - gate * gate), blocks)
+    dz = d_gate * (gate - gate * gate)
+    d_bias = ops.reshape(ops.sum(dz, axis=(0, 1)), bias.shape)
+    dz = _in_blocks(dz, blocks)
     x = _in_blocks(ops.cast(inputs.x, "float32"), blocks)
-    dx = ops.einsum("btgj,gij->btgi", dz, _rounded(kernel, inputs))
-    d_kernel = ops.einsum("btgi,btgj->gij", x, dz)
-    d_bias = ops.sum(dz, axis=(0, 1))
+    dx = ops.matmul(dz, ops.transpose(_rounded(kernel, inputs), (0, 2, 1)))
+    d_kernel = ops.einsum("bgti,bgtj->gij", x, dz)
     return (
         _from_blocks(dx),
         ops.cast(d_kernel, kernel.dtype),

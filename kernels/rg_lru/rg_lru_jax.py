@@ -114,21 +114,13 @@ def _passes(name, is_complex):
             {"tpu": _pallas_tpu_forward, "cuda": gpu[0]}, plain[0], inputs
         )
 
-    @jax.custom_vjp
+    @jax.jit
     def backward(*args):
         return by_platform(
             {"tpu": _pallas_tpu_backward, "cuda": gpu[1]}, plain[1], *args
         )
 
-    def backward_forward(*args):
-        return backward(*args), args
-
-    def backward_backward(args, gradients):
-        # A second derivative: of plain operations, as a kernel has none.
-        return jax.vjp(plain[1], *args)[1](gradients)
-
-    backward.defvjp(backward_forward, backward_backward)
-    return forward, jax.jit(backward)
+    return forward, backward
 
 
 def _pallas_tpu_forward(inputs):
