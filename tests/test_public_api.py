@@ -8,7 +8,9 @@ import keras
 import pytest
 
 import keras_griffin
+from keras_griffin import distribution
 from keras_griffin import layers
+from keras_griffin import training
 from keras_griffin.kernels.linear_scan import linear_scan
 from keras_griffin.kernels.rg_lru import rg_lru
 
@@ -55,6 +57,23 @@ def test_names_of_the_package():
 
 def test_names_of_the_layers():
     assert public_names(layers) == sorted(LAYERS)
+
+
+def test_names_of_the_other_parts():
+    assert public_names(distribution) == [
+        "GriffinParallel",
+        "check_layout_map",
+        "layout_map",
+    ]
+    assert public_names(training) == [
+        "ResumableData",
+        "StopOnNaN",
+        "resumable_fit",
+    ]
+    for module in (distribution, training):
+        assert getattr(keras_griffin, module.__name__.split(".")[1]) is module
+        for name in public_names(module):
+            assert "Example:" in getattr(module, name).__doc__
 
 
 def test_arguments_of_the_kernels():

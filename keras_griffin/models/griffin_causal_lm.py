@@ -6,6 +6,8 @@ from keras_hub.models import CausalLM
 from keras_hub.samplers import ContrastiveSampler
 from keras_hub.samplers import SpeculativeSampler
 
+from keras_griffin.distribution.griffin_parallel import GriffinParallel
+from keras_griffin.distribution.layout_map import check_layout_map
 from keras_griffin.models.chat_session import ChatSession
 from keras_griffin.models.griffin_backbone import GriffinBackbone
 from keras_griffin.models.griffin_backbone import check_inputs
@@ -108,11 +110,16 @@ class GriffinCausalLM(CausalLM):
         self.preprocessor = preprocessor
 
         # === Functional Model ===
+        self._replica_call = None
         inputs = backbone.input
         super().__init__(
             inputs=inputs, outputs=self._logits(backbone(inputs)), **kwargs
         )
         self._state_functions = {}
+        if keras.config.backend() == "torch":
+            # Else `parameters()` is empty, as what came before `__init__` of
+            # `keras.Model` is forgotten by PyTorch, and DDP finds nothing.
+            self._track_variables()
 
     @classmethod
     def from_preset(cls, preset, load_weights=True, dtype=None, **kwargs):
@@ -177,13 +184,18 @@ class GriffinCausalLM(CausalLM):
     # Keras looks for `training` by name: without it nothing would drop out.
     def call(self, inputs, training=None, mask=None):
         # On JAX, `fit` comes here without passing `__call__`.
-        return super().call(fill_inputs(inputs), training=training, mask=mask)
+        inputs = fill_inputs(inputs)
+        if self._replica_call is not None:
+            return self._replica_call(inputs, training)
+        return super().call(inputs, training=training, mask=mask)
 
     # KerasHub turns all data into a pipeline for the sake of preprocessing,
     # and arrays are not shuffled then. Token ids need none of it.
 
     def fit(self, x=None, y=None, **kwargs):
-        if self.preprocessor is not None:
+        # A PyDataset holds batches already; KerasHub would not take it.
+        is_batches = isinstance(x, keras.utils.PyDataset)
+        if self.preprocessor is not None and not is_batches:
             return super().fit(x, y, **kwargs)
         self._check_arrays(x)
         return keras.Model.fit(self, x, y, **kwargs)
@@ -220,11 +232,72 @@ class GriffinCausalLM(CausalLM):
         """Configures training and sampling. See `keras_hub.models.CausalLM`.
 
         Raises:
-            ValueError: for samplers that a recurrent state cannot serve.
+            ValueError: for samplers that a recurrent state cannot serve, and
+                under a `GriffinParallel` for weights that its layout map
+                forgets (see `keras_griffin.distribution.check_layout_map`).
         """
         super().compile(*args, **kwargs)
+        self._replica_call = None
+        if keras.config.backend() == "tensorflow" and self.jit_compile:
+            self._compile_for_strategy()
+        distribution = keras.distribution.distribution()
+        if isinstance(distribution, GriffinParallel):
+            check_layout_map(distribution.layout_map, self)
         self._state_functions = {}
         _check_sampler(self.sampler)
+
+    def _compile_for_strategy(self):
+        """Compiles the model for each replica of a `tf.distribute.Strategy`.
+
+        Keras would compile one program for all replicas, which XLA refuses
+        where they have devices of their own:
+        https://github.com/keras-team/keras/issues/19005
+        """
+        import tensorflow as tf
+
+        if self.distribute_strategy.num_replicas_in_sync == 1:
+            return
+        self.jit_compile = False
+        call = super().call
+        self._replica_call = tf.function(
+            lambda inputs, training: call(inputs, training=training),
+            jit_compile=True,
+            reduce_retracing=True,
+        )
+
+    # Keras 3.15 stumbles twice over tf.distribute.MultiWorkerMirroredStrategy:
+    # it averages inputs as if they were one tensor, and scalar logs over axis
+    # 0. On the other backends the methods below are Keras' own.
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        if iterator is not None and self._has_workers():
+            batches = next(next(iter(iterator))[-1])
+            local = self.distribute_strategy.experimental_local_results
+            data_batch = keras.tree.map_structure(
+                lambda batch: local(batch)[0], batches
+            )
+            iterator = None
+        super()._maybe_symbolic_build(iterator, data_batch)
+
+    def train_step(self, *args):
+        return self._for_all_workers(super().train_step(*args))
+
+    def test_step(self, *args):
+        return self._for_all_workers(super().test_step(*args))
+
+    def _for_all_workers(self, logs):
+        if not self._has_workers():
+            return logs
+        return {name: ops.reshape(value, (1,)) for name, value in logs.items()}
+
+    def _has_workers(self):
+        if keras.config.backend() != "tensorflow":
+            return False
+        import tensorflow as tf
+
+        return isinstance(
+            self.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy
+        )
 
     def _post_quantize(self, mode, **kwargs):
         super()._post_quantize(mode, **kwargs)

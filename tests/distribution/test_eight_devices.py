@@ -1,0 +1,106 @@
+"""8 devices compute what one does, and send what the paper says."""
+
+import json
+import re
+
+import pytest
+
+from support.processes import run
+from support.tolerances import TOLERANCES
+
+# JAX in a process of its own, whatever the backend of this one.
+pytestmark = pytest.mark.backend_independent
+
+# After 5 steps: the tolerance of one gradient.
+TOLERANCE = TOLERANCES["float32"].gradients
+
+RUNS = [
+    "plain, batch 8",
+    "plain, batch 2, model 4",
+    "plain, model 8",
+    "packed, remat, batch 2, model 4",
+    "packed, remat, batch 2, model 2, sequence 2",
+    "lora, batch 2, model 4, weights replicated",
+]
+
+# Rows of 8 x 32 tokens, width 16, on 8 devices. A collective of less is of
+# counters, maxima and sums, one number a token.
+TOKENS = 8 * 32
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    path = tmp_path_factory.mktemp("eight_devices") / "results.json"
+    run("distribution/eight_devices.py", path, devices=8)
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_losses_and_weights_are_those_of_one_device(results, name):
+    assert results[f"{name}: losses"] < TOLERANCE
+    assert results[f"{name}: weights"] < TOLERANCE
+    variant = name.split(", ")[0]
+    (trained,) = (
+        count
+        for key, count in results.items()
+        if key.startswith(variant) and key.endswith(": trained")
+    )
+    assert trained >= 12  # weights of which some entry moved by 5 steps
+
+
+def test_generated_tokens_are_those_of_one_device(results):
+    assert results["plain, batch 2, model 4: other tokens"] == 0
+
+
+@pytest.mark.parametrize(
+    "name, small",
+    [
+        # About 0.1 % of a model's weights.
+        ("plain, batch 8", r"conv_kernel|conv/kernel|gate.bias"),
+        ("plain, batch 2, model 4", None),
+        ("plain, model 8", r"(key|value).kernel"),
+    ],
+)
+def test_no_device_holds_a_whole_matrix(results, name, small):
+    """Moments of the optimizer included, but for what is declared."""
+    whole = results[f"{name}: whole on a device"]
+    assert [p for p in whole if not (small and re.search(small, p))] == []
+
+
+def sizes(results, mesh):
+    for found, count in results[f"collectives, {mesh}"].items():
+        where, what, shape = (found + " ").split(" ")[:3]
+        shape = [int(n) for n in shape.split(",") if n]
+        yield where, what, shape, count
+
+
+@pytest.mark.parametrize("mesh", ["batch 8", "model 8"])
+def test_the_recurrence_needs_no_communication(results, mesh):
+    """Nothing is sent in a loop, which the scans are."""
+    assert {where for where, *_ in sizes(results, mesh)} == {"entry"}
+
+
+def test_fully_sharded_sends_weights_and_gradients(results):
+    """Gathered weights, summed gradients, no activations but embeddings."""
+    for _, what, shape, _ in sizes(results, "batch 8"):
+        if what == "all-to-all":
+            continue  # of the looked up embeddings, divided by width
+        assert shape[:2] != [8, 32] or len(shape) < 3 or shape[2] == 1, shape
+
+
+def test_model_parallel_sends_what_megatron_sends(results):
+    """One sum after each pair of layers, and one before it backwards.
+
+    Forward 1 for the embedding and 2 a block. Backward the inputs of 2
+    layers side by side: 2 tensors each for MLP and recurrent block, 1 for
+    the query (key and value are whole), 1 for the logits. XLA for a TPU adds
+    the two before it sends them.
+    """
+    activations = 0
+    for _, what, shape, count in sizes(results, "model 8"):
+        assert what == "all-reduce" or shape == [8, 32, 8], (what, shape)
+        if shape == [8, 32, 16]:
+            activations += count
+    forward = 1 + 2 * 2
+    backward = 1 + (2 + 2) + (2 + 1)
+    assert activations == forward + backward
