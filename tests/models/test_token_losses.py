@@ -152,18 +152,19 @@ def test_a_quantized_embedding(monkeypatch):
 
 def test_gradients_of_pieces_are_summed_in_float32(monkeypatch):
     gradients = {}
-    for limit in ("one", "single"):
-        monkeypatch.setattr(token_losses, "MAX_LOGITS", LIMITS[limit])
+    for limit in (500 * VOCABULARY, 1):
+        monkeypatch.setattr(token_losses, "MAX_LOGITS", limit)
         model = make(dtype="bfloat16")
         embeddings = model.backbone.token_embedding.embeddings
         # From 0 a step of rate 1 is the gradient, without a further rounding.
         embeddings.assign(np.zeros(embeddings.shape))
-        # Many terms of one sign, or roundings of their sum would cancel.
-        x, y, _ = data()
-        model.train_on_batch(x, np.full_like(y, 5))
+        # Terms of one sign, so many that bfloat16 would ignore the last ones.
+        ids = tokens(1, 500)
+        x = {"token_ids": ids, "padding_mask": np.ones_like(ids)}
+        model.train_on_batch(x, np.full_like(ids, 5))
         gradients[limit] = embeddings.value
     assert_close(
-        gradients["single"], gradients["one"], "bfloat16", kind="gradients"
+        gradients[1], gradients[500 * VOCABULARY], "bfloat16", "gradients"
     )
 
 
