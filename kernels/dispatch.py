@@ -2,49 +2,69 @@
 
 import functools
 import logging
+import os
 
 import keras
 
-IMPLEMENTATIONS = ("auto", "ops", "pallas_tpu")
+IMPLEMENTATIONS = ("auto", "ops", "pallas_tpu", "pallas_gpu")
+# What "auto" means in this process, unless `set_implementation` says so.
+VARIABLE = "KERAS_GRIFFIN_IMPLEMENTATION"
 
 _logger = logging.getLogger("keras_griffin")
+_setting = None
 
 
-def run(implementation, ops, pallas_tpu, *inputs):
-    """Calls the implementation that was asked for.
+def set_implementation(implementation):
+    """Sets what `implementation="auto"` means, for the whole process.
+
+    A layer or an operation that was given another name keeps it. Before the
+    first call the environment variable `KERAS_GRIFFIN_IMPLEMENTATION` counts.
+    Programs that are compiled already stay as they are, so call it first.
 
     Args:
-        implementation: one of `IMPLEMENTATIONS`. `"auto"` takes the kernel on
-            a machine with a single TPU device, unless the kernel raises a
-            `NotImplementedError`; the reason is logged, once. A name never
-            falls back.
-        ops, pallas_tpu: callables without arguments that return the
-            implementation, so that one is imported only where it is used.
-        *inputs: its arguments.
+        implementation: one of `IMPLEMENTATIONS`, or `None` to go back to the
+            environment variable. `"auto"`: a kernel where there is one for
+            the platform that a program is compiled for.
 
-    Returns:
-        What the implementation returns.
+    Raises:
+        ValueError: if `implementation` is unknown.
+
+    Example:
+
+    >>> from keras_griffin.kernels.dispatch import set_implementation
+    >>> set_implementation("ops")  # no kernels, anywhere
+    >>> set_implementation(None)
     """
-    if implementation not in IMPLEMENTATIONS:
-        known = ", ".join(map(repr, IMPLEMENTATIONS))
-        raise ValueError(
-            f"`implementation` must be one of {known}. Received: "
-            f"implementation={implementation!r}"
+    global _setting
+    if implementation is not None:
+        _check_name("implementation", implementation)
+    _setting = implementation
+
+
+def resolve(implementation):
+    """The implementation that is meant: the setting, if it is `"auto"`.
+
+    Raises:
+        ValueError: if the name, or that in the environment, is unknown.
+        NotImplementedError: if the name is not for this backend.
+    """
+    _check_name("implementation", implementation)
+    source = f"implementation={implementation!r}"
+    if implementation == "auto":
+        if _setting is not None:
+            implementation = _setting
+            source = f"set_implementation({_setting!r})"
+        elif VARIABLE in os.environ:
+            implementation = os.environ[VARIABLE]
+            source = f"{VARIABLE}={implementation}"
+            _check_name(f"The variable {VARIABLE}", implementation)
+    if implementation.startswith("pallas") and keras.config.backend() != "jax":
+        raise NotImplementedError(
+            f"{source} needs the JAX backend. Received: backend "
+            f"{keras.config.backend()!r}. Set KERAS_BACKEND=jax, or use "
+            "implementation='auto'."
         )
-    if implementation == "pallas_tpu":
-        if keras.config.backend() != "jax":
-            raise NotImplementedError(
-                "implementation='pallas_tpu' needs the JAX backend. Received: "
-                f"backend {keras.config.backend()!r}. Set KERAS_BACKEND=jax, "
-                "or use implementation='auto'."
-            )
-        return pallas_tpu()(*inputs)
-    if implementation == "auto" and _has_tpu():
-        try:
-            return pallas_tpu()(*inputs)
-        except NotImplementedError as error:
-            log_once(f"Plain operations instead of a TPU kernel: {error}")
-    return ops()(*inputs)
+    return implementation
 
 
 @functools.lru_cache
@@ -53,17 +73,9 @@ def log_once(message):
     _logger.info(message)
 
 
-def _has_tpu():
-    if keras.config.backend() != "jax":
-        return False
-    import jax
-
-    if jax.default_backend() != "tpu":
-        return False
-    if jax.device_count() > 1:
-        log_once(
-            "Plain operations instead of a TPU kernel: there are several "
-            "devices, over which XLA cannot partition a kernel."
+def _check_name(what, implementation):
+    if implementation not in IMPLEMENTATIONS:
+        known = ", ".join(map(repr, IMPLEMENTATIONS))
+        raise ValueError(
+            f"`{what}` must be one of {known}. Received: {implementation!r}"
         )
-        return False
-    return True

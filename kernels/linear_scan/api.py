@@ -1,3 +1,5 @@
+import functools
+
 import keras
 from keras import ops
 
@@ -93,37 +95,18 @@ def linear_scan(x, a, initial_state=None, reverse=False, implementation="auto"):
                 f"Received: initial_state.shape={tuple(part.shape)}, "
                 f"x.shape={tuple(x[0].shape)}"
             )
-    state = _cast(state, "float32")
-    y, final_state = dispatch.run(
-        implementation, _ops_scan, _pallas_tpu_scan, x, a, state, reverse
-    )
-    y = tuple(
-        ops.cast(y_part, x_part.dtype)
-        for y_part, x_part in zip(y, x, strict=True)
-    )
+    state = tuple(ops.cast(part, "float32") for part in state)
+    implementation = dispatch.resolve(implementation)
+    if keras.config.backend() == "jax":
+        from keras_griffin.kernels.linear_scan.scan_jax import scan_over_mesh
+
+        scan = functools.partial(scan_over_mesh, implementation)
+    else:
+        from keras_griffin.kernels.linear_scan.ops_scan import scan_ops as scan
+    y, final_state = scan(x, a, state, reverse)
     if is_pair:
         return y, final_state
     return y[0], final_state[0]
-
-
-def _ops_scan():
-    from keras_griffin.kernels.linear_scan.ops_scan import scan_float32
-
-    def scan(x, a, state, reverse):
-        x, a = _cast(x, "float32"), _cast(a, "float32")
-        return scan_float32(x, a, state, reverse)
-
-    return scan
-
-
-def _pallas_tpu_scan():
-    from keras_griffin.kernels.linear_scan.pallas_tpu import scan_tpu
-
-    return scan_tpu
-
-
-def _cast(numbers, dtype):
-    return tuple(ops.cast(part, dtype) for part in numbers)
 
 
 def zero_state(x):

@@ -30,7 +30,8 @@ def make_scan(loop):
             or `(real, imaginary)`, of tensors `(batch, time, width)`; `carry`
             is such a tuple of float32 tensors `(batch, width)`; `y` has the
             dtype of `x`, and `carry` is that after the last step. With
-            `reverse` it runs from the last time step to the first.
+            `reverse` it runs from the last time step to the first. Where
+            there is at most one time step it is not called.
 
     Returns:
         A callable like `loop`, where `reverse` and `shifted` default to
@@ -42,13 +43,17 @@ def make_scan(loop):
         if time == 0:
             return x, carry
         if time == 1:
-            x, a = (tuple(part[:, 0] for part in z) for z in (x, a))
+            dtype = x[0].dtype
+            x, a = (
+                tuple(ops.cast(part[:, 0], "float32") for part in z)
+                for z in (x, a)
+            )
             if shifted:
                 y = add(carry, x)
                 carry = multiply(a, y)
             else:
                 y = carry = add(multiply(a, carry), x)
-            return tuple(part[:, None] for part in y), carry
+            return _cast(tuple(part[:, None] for part in y), dtype), carry
         results = scans[len(x), bool(reverse), bool(shifted)](*x, *a, *carry)
         return results[: len(x)], results[len(x) :]
 
@@ -77,6 +82,19 @@ def previous(y, first, reverse):
     return tuple(ops.concatenate(parts, axis=1) for parts in order)
 
 
+def scan_backward(scan, a, carry, y, dy, d_last, reverse, shifted):
+    """Gradients of `x`, `a` and `carry`, in float32; see `make_scan`."""
+    # So that `da` comes of an unrounded `dx`.
+    dy = _cast(dy, "float32")
+    dx, d_carry = scan(dy, conjugate(a), d_last, not reverse, not shifted)
+    if shifted:
+        da = multiply(previous(dx, d_last, not reverse), conjugate(y))
+    else:
+        y = _cast(y, "float32")
+        da = multiply(dx, conjugate(previous(y, carry, reverse)))
+    return dx, da, d_carry
+
+
 def _make_scan(loop, scan, parts, reverse, shifted):
     def function(*inputs):
         x, a, carry = _cut(inputs, parts)
@@ -90,15 +108,14 @@ def _make_scan(loop, scan, parts, reverse, shifted):
     def backward(kept, gradients):
         a, carry, y = _cut(kept, parts)
         dy, d_last = _cut(gradients, parts)
-        dtype = dy[0].dtype
-        dy = _cast(dy, "float32")  # so that `da` comes of an unrounded `dx`
-        dx, d_carry = scan(dy, conjugate(a), d_last, not reverse, not shifted)
-        if shifted:
-            da = multiply(previous(dx, d_last, not reverse), conjugate(y))
-        else:
-            da = multiply(dx, conjugate(previous(y, carry, reverse)))
-        dx, da = _cast(dx, dtype), _cast(da, a[0].dtype)
-        return (*dx, *da, *d_carry)
+        dx, da, d_carry = scan_backward(
+            scan, a, carry, y, dy, d_last, reverse, shifted
+        )
+        return (
+            *_cast(dx, dy[0].dtype),
+            *_cast(da, a[0].dtype),
+            *d_carry,
+        )
 
     return custom_gradient(function, residuals, backward)
 
@@ -111,4 +128,12 @@ def _cut(tensors, size):
     return [tuple(tensors[i : i + size]) for i in range(0, len(tensors), size)]
 
 
-scan_float32 = make_scan(_loop)
+def loop_in_float32(x, a, carry, reverse, shifted):
+    """The backend's loop, which takes float32, on every dtype."""
+    y, carry = _loop(
+        _cast(x, "float32"), _cast(a, "float32"), carry, reverse, shifted
+    )
+    return _cast(y, x[0].dtype), carry
+
+
+scan_ops = make_scan(loop_in_float32)

@@ -10,7 +10,6 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from keras_griffin.kernels.linear_scan.ops_scan import make_scan
 from keras_griffin.kernels.linear_scan.pallas_chunk import CHUNK
 from keras_griffin.kernels.linear_scan.pallas_chunk import ROWS
 from keras_griffin.kernels.linear_scan.pallas_chunk import chunk_scratch
@@ -21,13 +20,15 @@ from keras_griffin.kernels.pallas_compat import LANES
 from keras_griffin.kernels.pallas_compat import VMEM
 from keras_griffin.kernels.pallas_compat import CompilerParams
 from keras_griffin.kernels.pallas_compat import pl
+from keras_griffin.kernels.pallas_compat import result
 
 MAX_TILES = 4  # times 128 channels in a grid step
 MAX_CHUNKS = 4  # times 128 time steps in a grid step
 DTYPES = (jnp.float32, jnp.bfloat16)
 
 
-def _loop(x, a, carry, reverse, shifted):
+@functools.partial(jax.jit, static_argnames=("reverse", "shifted"))
+def loop(x, a, carry, reverse, shifted):
     """See `ops_scan.make_scan`; `y` has the dtype of `x`."""
     for part in (*x, *a):
         if part.dtype not in DTYPES:
@@ -62,6 +63,7 @@ def _loop(x, a, carry, reverse, shifted):
     sequence = pl.BlockSpec(block, lambda k, b, i: (b, at(i), k))
     state = pl.BlockSpec((1, 1, block[2]), lambda k, b, i: (b, 0, k))
     parts = len(x)
+    inputs = (*x, *a, *carry)
     results = pl.pallas_call(
         functools.partial(
             _kernel,
@@ -75,15 +77,15 @@ def _loop(x, a, carry, reverse, shifted):
         in_specs=[sequence] * (2 * parts) + [state] * parts,
         out_specs=[sequence] * parts + [state] * parts,
         out_shape=[
-            *(jax.ShapeDtypeStruct(shape, part.dtype) for part in x),
-            *(jax.ShapeDtypeStruct(c.shape, jnp.float32) for c in carry),
+            *(result(shape, part.dtype, inputs) for part in x),
+            *(result(c.shape, jnp.float32, inputs) for c in carry),
         ],
         scratch_shapes=[chunk_scratch(2 * tiles)] * (2 * parts)
         + [VMEM((1, block[2]), jnp.float32)] * parts,
         compiler_params=CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary")
         ),
-    )(*x, *a, *carry)
+    )(*inputs)
     y, last = results[:parts], results[parts:]
     return (
         tuple(part[:, :time, :width] for part in y),
@@ -144,6 +146,3 @@ def _divisor(number, most):
     while number % most:
         most //= 2
     return most
-
-
-scan_tpu = make_scan(_loop)

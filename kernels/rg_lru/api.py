@@ -5,6 +5,7 @@ from keras_griffin.kernels import dispatch
 from keras_griffin.kernels.linear_scan.api import shapes_agree
 from keras_griffin.kernels.linear_scan.api import zero_state
 from keras_griffin.kernels.rg_lru.ops_rg_lru import Inputs
+from keras_griffin.kernels.rg_lru.ops_rg_lru import rg_lru_ops
 
 
 def rg_lru(
@@ -125,22 +126,12 @@ def rg_lru(
     inputs = inputs._replace(
         initial_state=ops.cast(inputs.initial_state, "float32")
     )
-    h, final_state = dispatch.run(
-        implementation, _ops_rg_lru, _pallas_tpu_rg_lru, inputs
-    )
-    return ops.cast(h, x.dtype), final_state
+    implementation = dispatch.resolve(implementation)
+    if keras.config.backend() == "jax":
+        from keras_griffin.kernels.rg_lru.rg_lru_jax import rg_lru_over_mesh
 
-
-def _ops_rg_lru():
-    from keras_griffin.kernels.rg_lru.ops_rg_lru import rg_lru_float32
-
-    return rg_lru_float32
-
-
-def _pallas_tpu_rg_lru():
-    from keras_griffin.kernels.rg_lru.pallas_tpu import rg_lru_tpu
-
-    return rg_lru_tpu
+        return rg_lru_over_mesh(implementation, inputs)
+    return rg_lru_ops(inputs)
 
 
 def _check_inputs(inputs):

@@ -13,7 +13,7 @@ from keras_griffin.kernels.custom_gradient import custom_gradient
 from keras_griffin.kernels.linear_scan.numbers import conjugate
 from keras_griffin.kernels.linear_scan.numbers import multiply
 from keras_griffin.kernels.linear_scan.ops_scan import previous
-from keras_griffin.kernels.linear_scan.ops_scan import scan_float32
+from keras_griffin.kernels.linear_scan.ops_scan import scan_ops
 
 DECAY_SCALE = 8.0  # "c" in arXiv:2402.19427, section 2.4
 MAX_SQRT_DERIVATIVE = 1000.0  # arXiv:2404.07839, section 2
@@ -32,44 +32,53 @@ Coefficients = collections.namedtuple(
 )
 
 
-def make_rg_lru(scan):
-    """Makes the unit, with its gradient, from a scan (`ops_scan.make_scan`).
+def make_rg_lru(forward, backward):
+    """Makes the unit, with its gradient, from its two passes.
 
-    Returns a callable from `Inputs` to `(states, final_state)`; both, and
-    `initial_state`, are float32.
+    Args:
+        forward: callable from `Inputs` to `(y, final_state)`, `y` in the dtype
+            of `x` and `final_state`, like `initial_state`, in float32.
+        backward: callable `(inputs, y, dy, d_final)` to the gradients, as
+            `Inputs`, with `None` for masks.
+
+    Returns:
+        A callable like `forward`. Call it once, at module level.
     """
+
+    def residuals(inputs, outputs):
+        return (*inputs, outputs[0])
+
+    def unit_backward(kept, gradients):
+        *inputs, y = kept
+        return tuple(backward(Inputs(*inputs), y, *gradients))
+
     unit = custom_gradient(
-        functools.partial(_forward, scan),
-        _residuals,
-        functools.partial(_backward, scan),
+        lambda *inputs: forward(Inputs(*inputs)), residuals, unit_backward
     )
     return lambda inputs: unit(*inputs)
 
 
-def _forward(scan, *inputs):
-    inputs = _without_pads(Inputs(*inputs))
+def forward(scan, inputs):
+    """`(y, final_state)` with a scan of `ops_scan.make_scan`."""
+    dtype = inputs.x.dtype
+    inputs = without_pads(inputs)
     c = _coefficients(inputs)
     scale = c.m * c.i
     b = tuple(scale * x for x in c.x)
     h, last = scan(b, c.a, _numbers(inputs.initial_state, inputs))
-    return _merged(h), _merged(last)
+    return ops.cast(_merged(h), dtype), _merged(last)
 
 
-def _residuals(inputs, outputs):
-    return (*inputs, outputs[0])
-
-
-def _backward(scan, kept, gradients):
-    *inputs, h = kept
-    inputs = _without_pads(Inputs(*inputs))
-    dh, d_last = (_numbers(g, inputs) for g in gradients)
+def backward(scan, inputs, y, dy, d_last):
+    """The gradients, as `Inputs`; see `forward`."""
+    inputs = without_pads(inputs)
+    y, dy = (_numbers(ops.cast(z, "float32"), inputs) for z in (y, dy))
+    d_last = _numbers(d_last, inputs)
     c = _coefficients(inputs)
 
     # Through the scan: h = a h_before + b.
-    db, d_initial = scan(dh, conjugate(c.a), d_last, reverse=True, shifted=True)
-    h_before = previous(
-        _numbers(h, inputs), _numbers(inputs.initial_state, inputs), False
-    )
+    db, d_initial = scan(dy, conjugate(c.a), d_last, reverse=True, shifted=True)
+    h_before = previous(y, _numbers(inputs.initial_state, inputs), False)
     da = multiply(db, conjugate(h_before))
 
     # Through b = m i x.
@@ -97,29 +106,31 @@ def _backward(scan, kept, gradients):
             ops.sum(d_phase * c.r, axis=(0, 1)), inputs.phase_param.dtype
         )
 
-    dx_r, *d_recurrence_gate = _gate_backward(
+    dx_r, d_r_kernel, d_r_bias = _gate_backward(
         dr,
         c.r,
         inputs,
         inputs.recurrence_gate_kernel,
         inputs.recurrence_gate_bias,
     )
-    dx_i, *d_input_gate = _gate_backward(
+    dx_i, d_i_kernel, d_i_bias = _gate_backward(
         di, c.i, inputs, inputs.input_gate_kernel, inputs.input_gate_bias
     )
-    return (
-        ops.cast(dx + dx_r + dx_i, inputs.x.dtype),
-        *d_recurrence_gate,
-        *d_input_gate,
-        ops.cast(d_param, inputs.recurrence_param.dtype),
-        d_phase_param,
-        None,  # reset
-        None,  # padding_mask
-        _merged(d_initial),
+    return Inputs(
+        x=ops.cast(dx + dx_r + dx_i, inputs.x.dtype),
+        recurrence_gate_kernel=d_r_kernel,
+        recurrence_gate_bias=d_r_bias,
+        input_gate_kernel=d_i_kernel,
+        input_gate_bias=d_i_bias,
+        recurrence_param=ops.cast(d_param, inputs.recurrence_param.dtype),
+        phase_param=d_phase_param,
+        reset=None,
+        padding_mask=None,
+        initial_state=_merged(d_initial),
     )
 
 
-def _without_pads(inputs):
+def without_pads(inputs):
     """Zeros for `x` where padded, so that a NaN there reaches nothing."""
     if inputs.padding_mask is None:
         return inputs
@@ -137,23 +148,13 @@ def _coefficients(inputs):
     `modulus` makes come out in the gradient too.
     """
     x = ops.cast(inputs.x, "float32")
-    r = _gate(
-        x, inputs, inputs.recurrence_gate_kernel, inputs.recurrence_gate_bias
-    )
-    i = _gate(x, inputs, inputs.input_gate_kernel, inputs.input_gate_bias)
-    reset, real = inputs.reset, inputs.padding_mask
-    if real is not None:
-        real = real[..., None]
-        r = ops.where(real, r, 0.0)
-    log_a = _rate(inputs) * r
+    r, log_a, reset = recurrence_gate(inputs)
+    i = _gate(inputs, inputs.input_gate_kernel, inputs.input_gate_bias)
     modulus = ops.exp(log_a)
     # expm1: a difference 1 - |a|^2 loses its digits where |a| is near 1.
     square = -ops.expm1(2.0 * log_a)
     m = ops.sqrt(square)
     if reset is not None:
-        reset = reset[..., None]
-        if real is not None:
-            reset = ops.logical_and(reset, real)
         modulus = ops.where(reset, 0.0, modulus)
         m = ops.where(reset, 1.0, m)
     a = (modulus,)
@@ -161,6 +162,20 @@ def _coefficients(inputs):
         phase = ops.cast(inputs.phase_param, "float32") * r
         a = (modulus * ops.cos(phase), modulus * ops.sin(phase))
     return Coefficients(_numbers(x, inputs), r, i, modulus, a, square, m)
+
+
+def recurrence_gate(inputs):
+    """`r`, `log |a|` where there is no reset, and the resets among tokens."""
+    r = _gate(
+        inputs, inputs.recurrence_gate_kernel, inputs.recurrence_gate_bias
+    )
+    reset = None if inputs.reset is None else inputs.reset[..., None]
+    if inputs.padding_mask is not None:
+        real = inputs.padding_mask[..., None]
+        r = ops.where(real, r, 0.0)
+        if reset is not None:
+            reset = ops.logical_and(reset, real)
+    return r, _rate(inputs) * r, reset
 
 
 def _rate(inputs):
@@ -194,11 +209,11 @@ def _from_blocks(x):
     return ops.reshape(x, (batch, time, blocks * size))
 
 
-def _gate(x, inputs, kernel, bias):
+def _gate(inputs, kernel, bias):
     """sigmoid(x W + b), W block diagonal; `kernel` holds its blocks."""
     z = ops.einsum(
         "btgi,gij->btgj",
-        _in_blocks(x, kernel.shape[0]),
+        _in_blocks(ops.cast(inputs.x, "float32"), kernel.shape[0]),
         _rounded(kernel, inputs),
     )
     return _from_blocks(ops.sigmoid(z + ops.cast(bias, "float32")))
@@ -219,4 +234,6 @@ def _gate_backward(d_gate, gate, inputs, kernel, bias):
     )
 
 
-rg_lru_float32 = make_rg_lru(scan_float32)
+rg_lru_ops = make_rg_lru(
+    functools.partial(forward, scan_ops), functools.partial(backward, scan_ops)
+)

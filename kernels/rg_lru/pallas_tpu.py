@@ -17,23 +17,21 @@ import typing
 import jax
 import jax.numpy as jnp
 
-from keras_griffin.kernels.custom_gradient import custom_gradient
 from keras_griffin.kernels.linear_scan.pallas_chunk import CHUNK
 from keras_griffin.kernels.linear_scan.pallas_chunk import ROWS
 from keras_griffin.kernels.linear_scan.pallas_chunk import chunk_scratch
 from keras_griffin.kernels.linear_scan.pallas_chunk import get_rows
 from keras_griffin.kernels.linear_scan.pallas_chunk import put_rows
 from keras_griffin.kernels.linear_scan.pallas_chunk import scan_chunk
-from keras_griffin.kernels.linear_scan.pallas_tpu import scan_tpu
 from keras_griffin.kernels.pallas_compat import LANES
 from keras_griffin.kernels.pallas_compat import SUBLANES
 from keras_griffin.kernels.pallas_compat import VMEM
 from keras_griffin.kernels.pallas_compat import CompilerParams
 from keras_griffin.kernels.pallas_compat import pl
+from keras_griffin.kernels.pallas_compat import result
 from keras_griffin.kernels.rg_lru.ops_rg_lru import DECAY_SCALE
 from keras_griffin.kernels.rg_lru.ops_rg_lru import MAX_SQRT_DERIVATIVE
 from keras_griffin.kernels.rg_lru.ops_rg_lru import Inputs
-from keras_griffin.kernels.rg_lru.ops_rg_lru import make_rg_lru
 
 # The unrolled code of a grid step is that of about so many chunks of 128
 # channels. More hides more of the first product, and compiles longer.
@@ -123,22 +121,12 @@ def make_plan(x, kernel):
     )
 
 
-def rg_lru_tpu(inputs):
-    """`(y, final_state)` of `ops_rg_lru.Inputs`; `y` in the dtype of `x`.
-
-    Complex numbers have their scan in a kernel and all else in plain
-    operations: a gate block reads other channels than it acts on.
-    """
-    if inputs.phase_param is not None:
-        return _complex_rg_lru(inputs)
-    if inputs.x.shape[0] == 0 or inputs.x.shape[1] == 0:
-        return inputs.x, inputs.initial_state
-    return _real_rg_lru(*inputs)
-
-
+@jax.jit
 def forward(inputs):
-    """The unit on real numbers, without a gradient."""
+    """`(y, final_state)` on real numbers; see `ops_rg_lru.make_rg_lru`."""
     x = inputs.x
+    if 0 in x.shape:
+        return x, inputs.initial_state
     plan = make_plan(x, inputs.recurrence_gate_kernel)
     state = _pad_channels(inputs.initial_state[:, None], plan)
     y, last = _call(
@@ -159,9 +147,15 @@ def forward(inputs):
     return y[:, :time, :channels], last[:, 0, :channels]
 
 
+@jax.jit
 def backward(inputs, y, dy, d_final):
     """Gradients of all `inputs`; `None` for masks."""
     x = inputs.x
+    if 0 in x.shape:
+        zeros = jax.tree.map(jnp.zeros_like, inputs)
+        return zeros._replace(
+            reset=None, padding_mask=None, initial_state=d_final
+        )
     plan = make_plan(x, inputs.recurrence_gate_kernel)
     sequences = [_sequence(v, plan) for v in (_real_x(inputs), y, dy)]
     matrices, transpose = jax.vjp(
@@ -254,6 +248,7 @@ def _call(
         return pl.BlockSpec((1, *shape[1:]), lambda k, b, i: (k, *rest))
 
     channels = plan.groups * plan.width
+    inputs = (*sequences, *matrices, *states)
     is_narrow = plan.width <= NARROW_GROUP
     return pl.pallas_call(
         kernel,
@@ -270,23 +265,18 @@ def _call(
         ],
         out_shape=[
             *(
-                jax.ShapeDtypeStruct(
-                    (plan.batch, plan.time, channels), plan.dtype
-                )
+                result((plan.batch, plan.time, channels), plan.dtype, inputs)
                 for _ in range(out_sequences)
             ),
-            jax.ShapeDtypeStruct((plan.batch, 1, channels), jnp.float32),
-            *(
-                jax.ShapeDtypeStruct(shape, jnp.float32)
-                for shape in out_matrices
-            ),
+            result((plan.batch, 1, channels), jnp.float32, inputs),
+            *(result(shape, jnp.float32, inputs) for shape in out_matrices),
         ],
         scratch_shapes=[*scratch, VMEM((1, plan.width), jnp.float32)],
         compiler_params=CompilerParams(
             dimension_semantics=("parallel", "arbitrary", "arbitrary"),
             vmem_limit_bytes=None if is_narrow else VMEM_LIMIT,
         ),
-    )(*sequences, *matrices, *states)
+    )(*inputs)
 
 
 def _forward_kernel(plan, x, keep, pad, *refs):
@@ -579,18 +569,3 @@ def _pack_vectors(plan, recurrence_gate_bias, input_gate_bias, param):
     )
     vectors = _pad_channels(vectors, plan)
     return vectors.reshape(3, plan.groups, plan.width).transpose(1, 0, 2)
-
-
-def _unit_residuals(inputs, outputs):
-    return (*inputs, outputs[0])
-
-
-def _unit_backward(kept, gradients):
-    *inputs, y = kept
-    return tuple(backward(Inputs(*inputs), y, *gradients))
-
-
-_real_rg_lru = custom_gradient(
-    lambda *inputs: forward(Inputs(*inputs)), _unit_residuals, _unit_backward
-)
-_complex_rg_lru = make_rg_lru(scan_tpu)
