@@ -14,7 +14,9 @@ from keras_griffin.version import __version__ as __version__  # noqa: E402
 # The command chooses a backend first, and then imports what it needs.
 if not started_as_command():
     with quiet_tensorflow():
+        from keras_griffin import distribution as distribution
         from keras_griffin import layers as layers
+        from keras_griffin import training as training
         from keras_griffin.models.griffin_backbone import (
             GriffinBackbone as GriffinBackbone,
         )

@@ -275,17 +275,9 @@ class LocalMQA(TemporalLayer):
             positions: `(batch, blocks, queries)`.
             before: int. Keys before the first query.
         """
-        batch, num_blocks, queries = ops.shape(q)[:3]
-        # One key head: heads are rows of a single product.
-        rows = (batch, num_blocks, queries * self.num_query_heads, -1)
-        logits = ops.matmul(
-            ops.reshape(q, (*rows[:3], self.head_dim)),
-            ops.transpose(k, (0, 1, 3, 2)),
-        )
-        logits = ops.reshape(
-            ops.cast(logits, "float32"),
-            (batch, num_blocks, queries, self.num_query_heads, -1),
-        )
+        queries = ops.shape(q)[2]
+        # Heads are an axis of their own, which a device mesh may divide.
+        logits = ops.cast(ops.einsum("bnqhd,bnkd->bnqhk", q, k), "float32")
         distance = (
             before
             + ops.arange(queries, dtype="int32")[:, None]
@@ -297,9 +289,7 @@ class LocalMQA(TemporalLayer):
         seen = ops.logical_and(distance >= 0, distance <= reach[..., None])
         logits = ops.where(seen[..., None, :], logits, MASKED)
         weights = ops.cast(_softmax(logits), v.dtype)
-        mixed = ops.matmul(ops.reshape(weights, rows), v)
-        shape = (batch, num_blocks, queries, self.num_query_heads, -1)
-        return ops.reshape(mixed, shape)
+        return ops.einsum("bnqhk,bnkd->bnqhd", weights, v)
 
     # --- The ring buffer ---
 

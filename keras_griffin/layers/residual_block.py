@@ -3,6 +3,7 @@ from keras import ops
 
 from keras_griffin.layers.gated_mlp import GatedMLP
 from keras_griffin.layers.local_mqa import LocalMQA
+from keras_griffin.layers.placement import keep_rows
 from keras_griffin.layers.recurrent_block import RecurrentBlock
 from keras_griffin.layers.rms_normalization import RMSNormalization
 from keras_griffin.layers.temporal_layer import TemporalLayer
@@ -120,11 +121,11 @@ class ResidualBlock(TemporalLayer):
         y, state = self.temporal.mix(self.temporal_norm(x), layout, state)
         if self.dropout:
             y = self.temporal_dropout(y, training=training)
-        x = x + y
+        x = keep_rows(x + y)
         y = self.mlp(self.mlp_norm(x))
         if self.dropout:
             y = self.mlp_dropout(y, training=training)
-        return x + y, state
+        return keep_rows(x + y), state
 
     def rematerialized_call(self, layer_call, *args, **kwargs):
         """Keras' remat with dropout, and on TensorFlow.

@@ -5,9 +5,11 @@ from keras import ops
 from keras_hub.models import Backbone
 
 from keras_griffin.converters import huggingface
+from keras_griffin.distribution.layout_map import layout_map
 from keras_griffin.layers.block_diagonal_dense import fan_in_normal
 from keras_griffin.layers.gated_mlp import GatedMLP
 from keras_griffin.layers.local_mqa import LocalMQA
+from keras_griffin.layers.placement import keep_rows
 from keras_griffin.layers.recurrent_block import RecurrentBlock
 from keras_griffin.layers.residual_block import ResidualBlock
 from keras_griffin.layers.rms_normalization import RMSNormalization
@@ -322,11 +324,26 @@ class GriffinBackbone(Backbone):
             huggingface.load_weights(backbone, source.path)
         return backbone
 
+    @staticmethod
+    def get_layout_map(device_mesh, fully_sharded=True):
+        """Returns the layout map of the weights for a mesh.
+
+        Args:
+            device_mesh: a `keras.distribution.DeviceMesh`, axes `"batch"`,
+                `"model"`, `"sequence"`.
+            fully_sharded: bool. See `keras_griffin.distribution.layout_map`,
+                which this is. Defaults to `True`.
+
+        Returns:
+            A `keras.distribution.LayoutMap`.
+        """
+        return layout_map(device_mesh, fully_sharded)
+
     def _embed(self, token_ids):
         x = self.token_embedding(token_ids)
         if self.embedding_scale != 1.0:
             x = x * self.embedding_scale
-        return self.embedding_dropout(x)
+        return self.embedding_dropout(keep_rows(x))
 
     def __call__(self, inputs, *args, **kwargs):
         inputs = fill_inputs(inputs)

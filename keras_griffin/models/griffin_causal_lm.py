@@ -9,6 +9,8 @@ from keras_hub.models import CausalLM
 from keras_hub.samplers import ContrastiveSampler
 from keras_hub.samplers import SpeculativeSampler
 
+from keras_griffin.distribution.griffin_parallel import GriffinParallel
+from keras_griffin.distribution.layout_map import check_layout_map
 from keras_griffin.models.chat_session import ChatSession
 from keras_griffin.models.griffin_backbone import GriffinBackbone
 from keras_griffin.models.griffin_backbone import check_inputs
@@ -307,9 +309,14 @@ class GriffinCausalLM(CausalLM):
         """Configures training and sampling. See `keras_hub.models.CausalLM`.
 
         Raises:
-            ValueError: for samplers that a recurrent state cannot serve.
+            ValueError: for samplers that a recurrent state cannot serve, and
+                under a `GriffinParallel` for weights that its layout map
+                forgets (see `keras_griffin.distribution.check_layout_map`).
         """
         super().compile(*args, **kwargs)
+        distribution = keras.distribution.distribution()
+        if isinstance(distribution, GriffinParallel):
+            check_layout_map(distribution.layout_map, self)
         self._state_functions = {}
         _check_sampler(self.sampler)
         self._loss_in_pieces = (

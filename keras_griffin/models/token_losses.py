@@ -33,18 +33,25 @@ def token_losses(score, update, hidden, targets, weights, head, metrics):
     backend = keras.config.backend()
     batch, time = ops.shape(hidden)[:2]
     vocabulary = head.input_dim
+    shards = 1
     if backend == "jax":
-        # Pieces of columns: each device keeps its own rows.
-        rows = math.ceil(batch / _num_data_shards())
+        # Pieces of columns: each device keeps its own rows and, where a mesh
+        # divides time, takes part in every piece.
+        row_shards, time_shards = _data_shards(batch, time)
+        rows = math.ceil(batch / row_shards)
         columns = max(1, MAX_LOGITS // (vocabulary * rows))
+        if time % time_shards == 0:
+            shards = time_shards
     else:
         columns = max(1, MAX_LOGITS // vocabulary)
         hidden, targets, weights = (
             None if x is None else ops.reshape(x, (1, -1, *x.shape[2:]))
             for x in (hidden, targets, weights)
         )
-    num_pieces = ops.shape(hidden)[1] // columns
-    cuts = [_cut(x, num_pieces, columns) for x in (hidden, targets, weights)]
+    num_pieces = ops.shape(hidden)[1] // shards // columns
+    cuts = [
+        _cut(x, shards, num_pieces, columns) for x in (hidden, targets, weights)
+    ]
     stacks, rest = zip(*cuts, strict=True)
 
     def score_rest():
@@ -56,33 +63,42 @@ def token_losses(score, update, hidden, targets, weights, head, metrics):
         return ops.reshape(score_rest(), (batch, time))
     loop = {"jax": _jax, "tensorflow": _tensorflow, "torch": _torch}[backend]
     losses = loop(score, update, head, metrics, *stacks)
-    losses = ops.reshape(
-        ops.transpose(losses, (1, 0, 2)), (ops.shape(hidden)[0], -1)
-    )
+    losses = ops.reshape(losses, (num_pieces, -1, shards, columns))
+    losses = ops.transpose(losses, (1, 2, 0, 3))
+    losses = ops.reshape(losses, (-1, shards, num_pieces * columns))
     if not isinstance(num_pieces, int) or rest[0].shape[1]:
-        losses = ops.concatenate([losses, score_rest()], axis=1)
+        last = ops.reshape(score_rest(), (ops.shape(losses)[0], shards, -1))
+        losses = ops.concatenate([losses, last], axis=2)
     return ops.reshape(losses, (batch, time))
 
 
-def _num_data_shards():
-    """Devices over which `keras.distribution` spreads a batch."""
+def _data_shards(batch, time):
+    """Devices over which `keras.distribution` spreads rows, and time."""
     distribution = keras.distribution.distribution()
     if distribution is None:
-        return 1
-    mesh = distribution.device_mesh
-    return mesh.shape[mesh.axis_names.index(distribution.batch_dim_name)]
+        return 1, 1
+    layout = distribution.get_data_layout((batch, time))
+    mesh = layout.device_mesh
+    sizes = {None: 1, **dict(zip(mesh.axis_names, mesh.shape, strict=True))}
+    return [sizes[axis] for axis in layout.axes]
 
 
-def _cut(x, num_pieces, columns):
-    """`(pieces, rows, columns, ...)`, and the columns that are left."""
+def _cut(x, shards, num_pieces, columns):
+    """`(pieces, rows, tokens, ...)`, and the tokens that are left."""
     if x is None:
         return None, None
+    width = x.shape[2:]
+    rows = ops.shape(x)[0]
+    x = ops.reshape(x, (rows, shards, -1, *width))
     end = num_pieces * columns
     stack = ops.reshape(
-        x[:, :end], (ops.shape(x)[0], num_pieces, columns, *x.shape[2:])
+        x[:, :, :end], (rows, shards, num_pieces, columns, *width)
     )
-    axes = (1, 0, *range(2, len(stack.shape)))
-    return ops.transpose(stack, axes), x[:, end:]
+    axes = (2, 0, 1, 3, *range(4, 4 + len(width)))
+    stack = ops.reshape(
+        ops.transpose(stack, axes), (num_pieces, rows, shards * columns, *width)
+    )
+    return stack, ops.reshape(x[:, :, end:], (rows, -1, *width))
 
 
 def _wide(variable):

@@ -1,0 +1,106 @@
+import functools
+
+import keras
+import numpy as np
+
+
+class ResumableData(keras.utils.PyDataset):
+    """Batches that are the same each time, so that training can go on.
+
+    What `fit` does with arrays and `tf.data` pipelines can't be repeated from
+    the middle of an epoch: their order depends on draws that are over. Here
+    each batch is a function of the epoch and of its index, as in Grain.
+
+    Args:
+        batch: callable `(epoch, index)`, both from 0, to `(x, y)` or
+            `(x, y, sample_weight)`; the same for the same arguments. See
+            `from_arrays` for arrays.
+        steps_per_epoch: int. Batches of an epoch.
+
+    Raises:
+        ValueError: if `fit` asks for batches in another order: give it
+            `shuffle=False`.
+
+    Example:
+    ```python
+    x = {"token_ids": np.ones((64, 16), "int32")}
+    x["padding_mask"] = np.ones((64, 16), "int32")
+    data = keras_griffin.training.ResumableData.from_arrays(
+        x, np.ones((64, 16), "int32"), batch_size=8, seed=1
+    )
+    history = keras_griffin.training.resumable_fit(
+        model, data, "backup", epochs=3
+    )
+    ```
+    With Grain, whose datasets are indexed:
+    ```python
+    dataset = grain.MapDataset.source(rows).seed(1).shuffle().repeat()
+    dataset = dataset.batch(8)
+    data = keras_griffin.training.ResumableData(
+        lambda epoch, index: dataset[100 * epoch + index], steps_per_epoch=100
+    )
+    ```
+    """
+
+    def __init__(self, batch, steps_per_epoch):
+        super().__init__()
+        self._batch = batch
+        self.steps_per_epoch = steps_per_epoch
+        self.start(0, 0)
+
+    @classmethod
+    def from_arrays(
+        cls, x, y=None, sample_weight=None, batch_size=32, shuffle=True, seed=0
+    ):
+        """Makes it from arrays, as `fit` takes them.
+
+        Args:
+            x: array, or dict of arrays `(rows, ...)`.
+            y: array `(rows, ...)`, or `None`.
+            sample_weight: array `(rows, ...)`, or `None`.
+            batch_size: int. Rows of a batch; the last one of an epoch may
+                have fewer. Defaults to `32`.
+            shuffle: bool. Another order of the rows in each epoch. Defaults
+                to `True`.
+            seed: int. Of these orders. Defaults to `0`.
+
+        Returns:
+            A `ResumableData`.
+        """
+        arrays = tuple(a for a in (x, y, sample_weight) if a is not None)
+        rows = len(keras.tree.flatten(arrays)[0])
+
+        @functools.lru_cache(maxsize=1)
+        def order(epoch):
+            if not shuffle:
+                return np.arange(rows)
+            return np.random.default_rng((seed, epoch)).permutation(rows)
+
+        def batch(epoch, index):
+            chosen = order(epoch)[index * batch_size : (index + 1) * batch_size]
+            return keras.tree.map_structure(lambda a: a[chosen], arrays)
+
+        return cls(batch, -(-rows // batch_size))
+
+    def start(self, epoch, index=0):
+        """Chooses the epoch whose batches come, and the first one of them.
+
+        Args:
+            epoch: int. From 0.
+            index: int. Batches of that epoch to leave out. Defaults to `0`.
+        """
+        self._epoch, self._skipped, self._last = epoch, index, -1
+
+    def __len__(self):
+        return self.steps_per_epoch - self._skipped
+
+    def __getitem__(self, index):
+        # Keras looks at the first batches before it starts.
+        if index > self._last + 1:
+            raise ValueError(
+                "Batches must be asked for in their order. Received: batch "
+                f"{index} after batch {self._last}. Give `shuffle=False` to "
+                "`fit`: `ResumableData` has shuffled already."
+            )
+        self._last = index
+        return self._batch(self._epoch, self._skipped + index)

@@ -1,0 +1,45 @@
+import keras
+import numpy as np
+
+
+class StopOnNaN(keras.callbacks.Callback):
+    """Stops training at the first step whose loss is not a finite number.
+
+    `keras.callbacks.TerminateOnNaN` names the batch within its epoch alone;
+    this one names the step, raises, and so leaves backups alone.
+
+    Args:
+        None. It has no settings.
+
+    Raises:
+        FloatingPointError: in `fit`, after that step.
+
+    Example:
+    ```python
+    model.fit(texts, callbacks=[keras_griffin.training.StopOnNaN()])
+    ```
+    """
+
+    def on_train_begin(self, logs=None):
+        # Counts batches, as `fit` does: a step of the optimizer may be several.
+        optimizer = self.model.optimizer
+        per_step = optimizer.gradient_accumulation_steps or 1
+        self._steps_before = int(optimizer.iterations) * per_step
+        self._steps_of_epoch = 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch = epoch
+        self._steps_before += self._steps_of_epoch
+        self._steps_of_epoch = 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._steps_of_epoch = batch + 1
+        loss = (logs or {}).get("loss", 0.0)
+        if not np.isfinite(loss):
+            raise FloatingPointError(
+                "The loss must be a finite number. Received: "
+                f"{float(loss)} at step {self._steps_before + batch + 1}, "
+                f"which is batch {batch + 1} of epoch {self._epoch + 1}. Look "
+                "at that batch; else a lower learning rate or `clipnorm` "
+                "helps, from a backup before this step."
+            )
