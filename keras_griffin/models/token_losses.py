@@ -38,8 +38,8 @@ def token_losses(score, update, hidden, targets, weights, head, metrics):
         # Pieces of columns: each device keeps its own rows and, where a mesh
         # divides time, takes part in every piece.
         row_shards, time_shards = _data_shards(batch, time)
-        rows = math.ceil(batch / row_shards)
-        columns = max(1, MAX_LOGITS // (vocabulary * rows))
+        own_rows = math.ceil(batch / row_shards)
+        columns = max(1, MAX_LOGITS // (vocabulary * own_rows))
         if time % time_shards == 0:
             shards = time_shards
     else:
@@ -48,7 +48,8 @@ def token_losses(score, update, hidden, targets, weights, head, metrics):
             None if x is None else ops.reshape(x, (1, -1, *x.shape[2:]))
             for x in (hidden, targets, weights)
         )
-    num_pieces = ops.shape(hidden)[1] // shards // columns
+    rows, tokens = ops.shape(hidden)[:2]
+    num_pieces = tokens // shards // columns
     cuts = [
         _cut(x, shards, num_pieces, columns) for x in (hidden, targets, weights)
     ]
@@ -63,11 +64,11 @@ def token_losses(score, update, hidden, targets, weights, head, metrics):
         return ops.reshape(score_rest(), (batch, time))
     loop = {"jax": _jax, "tensorflow": _tensorflow, "torch": _torch}[backend]
     losses = loop(score, update, head, metrics, *stacks)
-    losses = ops.reshape(losses, (num_pieces, -1, shards, columns))
+    losses = ops.reshape(losses, (num_pieces, rows, shards, columns))
     losses = ops.transpose(losses, (1, 2, 0, 3))
-    losses = ops.reshape(losses, (-1, shards, num_pieces * columns))
+    losses = ops.reshape(losses, (rows, shards, num_pieces * columns))
     if not isinstance(num_pieces, int) or rest[0].shape[1]:
-        last = ops.reshape(score_rest(), (ops.shape(losses)[0], shards, -1))
+        last = ops.reshape(score_rest(), (rows, shards, -1))
         losses = ops.concatenate([losses, last], axis=2)
     return ops.reshape(losses, (batch, time))
 
