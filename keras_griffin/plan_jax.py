@@ -87,7 +87,7 @@ class Plan:
     flops: float
     memory: float
     fits: bool
-    arguments: float = 0
+    arguments: float
     collectives: dict = dataclasses.field(default_factory=dict)
     seconds: float = 0
 
@@ -227,20 +227,18 @@ def plan(
         flops=count_flops(traced.jaxpr) / len(devices),
         memory=0,
         fits=True,
+        arguments=sum(
+            math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+            for x in jax.tree.leaves((state, data))
+        ),
     )
     try:
         with _least_effort(not thorough):
             compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
-        used = re.search(r"Used ([\d.]+)([KMGT]) of", str(error))
-        if used is None:
-            raise
-        unit = 2 ** (10 * (1 + "KMGT".index(used[2])))
-        result.memory, result.fits = float(used[1]) * unit, False
+        result.memory, result.fits = _needed(error, result.arguments), False
     else:
-        memory = compiled.memory_analysis()
-        result.memory = memory.peak_memory_in_bytes
-        result.arguments = memory.argument_size_in_bytes
+        result.memory = compiled.memory_analysis().peak_memory_in_bytes
         result.collectives = count_collectives(compiled.as_text())
     result.seconds = time.perf_counter() - start
     return result
@@ -260,6 +258,18 @@ def _least_effort(wanted):
     finally:
         for name, value in before.items():
             jax.config.update(name, value)
+
+
+def _needed(error, arguments):
+    """Bytes that a program needs for which the compiler found no memory."""
+    size = r"([\d.]+)([KMGT])"
+    used = re.search(rf"Used {size} of", str(error))
+    temporaries = re.search(rf"temporaries \({size}\) exceeds", str(error))
+    found = used or temporaries
+    if found is None:
+        raise error
+    needed = float(found[1]) * 2 ** (10 * (1 + "KMGT".index(found[2])))
+    return needed if used else needed + arguments
 
 
 def _generation(slice_name):
