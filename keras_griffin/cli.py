@@ -32,6 +32,7 @@ Griffin, Hawk and RecurrentGemma on Keras 3.
   keras-griffin chat                         talk to a model
   keras-griffin presets                      every model, with its size
   keras-griffin info recurrent_gemma_2b_en   sizes and memory of one model
+  keras-griffin plan recurrent_gemma_2b_en   memory of training on a TPU slice
 
 keras-griffin COMMAND --help tells more about each."""
 
@@ -64,6 +65,22 @@ model needs. Nothing is built or downloaded.
   keras-griffin info griffin_7b
   keras-griffin info ./my_model        a folder of `save_to_preset`, or one in
                                        Hugging Face's format"""
+
+
+PLAN = """\
+Compiles a step of training for a TPU slice, without a TPU and without weights,
+and prints what it needs: memory of a chip, matrix products, collectives, and
+whether it fits. It takes the TPU's own compiler (pip install libtpu), minutes
+of CPU and some GiB of memory for a large model.
+
+  keras-griffin plan griffin_100m --slice v5e-1 --batch-size 8
+  keras-griffin plan recurrent_gemma_2b_en --slice v5e-1 --batch-size 4 \\
+      --lora 16 --remat --dtype bfloat16
+  keras-griffin plan recurrent_gemma_9b_en --slice v6e-16 \\
+      --mesh batch=8,model=2 --remat
+
+--mesh is that of keras_griffin.distribution.GriffinParallel: weights, gradients
+and optimizer are divided over both axes."""
 
 
 class CommandError(Exception):
@@ -156,6 +173,64 @@ def _parser():
         metavar="PRESET_OR_FOLDER",
         help="a name of `keras-griffin presets`, or a folder",
     )
+    plan = _add_command(
+        commands, "plan", _plan, "memory of training on a TPU slice", PLAN
+    )
+    plan.add_argument(
+        "preset",
+        metavar="PRESET_OR_FOLDER",
+        help="a name of `keras-griffin presets`, or a folder",
+    )
+    plan.add_argument(
+        "--slice",
+        default="v5e-8",
+        help="generation and size, in Google's names: v5p counts two cores a "
+        "chip (default: %(default)s)",
+    )
+    plan.add_argument(
+        "--mesh",
+        type=_mesh,
+        default={},
+        help="chips along each axis, batch=8,model=1 (default: all along "
+        "batch)",
+    )
+    plan.add_argument(
+        "--batch-size",
+        metavar="N",
+        type=_positive_int,
+        default=8,
+        help="rows of a batch, on all chips together (default: %(default)s)",
+    )
+    plan.add_argument(
+        "--length",
+        metavar="T",
+        type=_positive_int,
+        default=2048,
+        help="tokens of a row (default: %(default)s)",
+    )
+    plan.add_argument(
+        "--lora",
+        metavar="RANK",
+        type=_positive_int,
+        help="train LoRA of this rank (default: all weights)",
+    )
+    plan.add_argument(
+        "--remat",
+        action="store_true",
+        help="compute each block anew in the gradient (keras.RematScope)",
+    )
+    plan.add_argument(
+        "--dtype",
+        choices=("mixed_bfloat16", "bfloat16", "float32"),
+        default="mixed_bfloat16",
+        help="the policy (default: %(default)s)",
+    )
+    plan.add_argument(
+        "--thorough",
+        action="store_true",
+        help="compile as training would: several times slower, a little less "
+        "memory found",
+    )
     return parser
 
 
@@ -214,6 +289,22 @@ def _positive_int(text):
             f"must be at least 1. Received: {number}"
         )
     return number
+
+
+def _mesh(text):
+    try:
+        sizes = {
+            axis: _positive_int(size)
+            for axis, size in (part.split("=") for part in text.split(","))
+        }
+    except ValueError:
+        sizes = {"": 0}
+    if not set(sizes) <= {"batch", "model", "sequence"}:
+        raise argparse.ArgumentTypeError(
+            "must give sizes of the axes batch, model and sequence, as "
+            f"batch=4,model=2. Received: {text}"
+        )
+    return sizes
 
 
 def _positive_float(text):
@@ -451,6 +542,38 @@ def _info(arguments):
         if isinstance(value, list):
             value = ", ".join(value)
         print(f"  {name:21}  {value}")
+
+
+def _plan(arguments):
+    preset = arguments.preset
+    if not Path(preset).is_dir():
+        if _looks_like_a_path(preset):
+            raise CommandError(f"There is no folder {preset}.")
+        _entry(preset)
+    if not start_up.is_installed("libtpu"):
+        raise CommandError(
+            "`plan` needs the TPU's compiler: pip install libtpu"
+        )
+    _choose_backend("jax")
+    # A TPU on this machine stays free.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    with start_up.quiet_tensorflow():
+        from keras_griffin.plan_jax import plan
+    try:
+        result = plan(
+            preset,
+            arguments.slice,
+            batch_size=arguments.batch_size,
+            length=arguments.length,
+            lora_rank=arguments.lora,
+            remat=arguments.remat,
+            dtype=arguments.dtype,
+            thorough=arguments.thorough,
+            **arguments.mesh,
+        )
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+    print(result)
 
 
 def _print_memory(backbone, parameters, blocks):

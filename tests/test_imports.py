@@ -23,6 +23,7 @@ RANKS = {
     "distribution": 2,
     "models": 3,
     "evaluation": 4,
+    "plan_jax": 4,
     "cli": 5,
     "__init__": 5,
     "__main__": 6,

@@ -1,3 +1,5 @@
+import random
+
 import keras
 from keras import ops
 
@@ -5,6 +7,8 @@ from keras_griffin.kernels.rg_lru.ops_rg_lru import DECAY_SCALE
 
 # The ring of initial decays. Source: arXiv:2402.19427, section 2.4.
 MIN_DECAY, MAX_DECAY = 0.9, 0.999
+
+MAX_SEED = 10**9  # as Keras' own initializers
 
 CONVENTIONS = ("paper", "reference")
 
@@ -23,7 +27,9 @@ class DecayInitializer(keras.initializers.Initializer):
 
     Args:
         convention: `"paper"` or `"reference"`. Defaults to `"paper"`.
-        seed: int or `keras.random.SeedGenerator`. Defaults to `None`.
+        seed: int or `keras.random.SeedGenerator`. Defaults to `None`: one
+            that is drawn now, so that each call gives the same numbers, as of
+            Keras' own initializers.
 
     Raises:
         ValueError: if `convention` is neither.
@@ -48,7 +54,10 @@ class DecayInitializer(keras.initializers.Initializer):
         if isinstance(seed, dict):
             seed = keras.saving.deserialize_keras_object(seed)
         self.convention = convention
-        self.seed = seed
+        self._given_seed = seed
+        # Keras' global seed, which `None` means below, can't be used where a
+        # function is traced.
+        self.seed = random.randint(1, MAX_SEED) if seed is None else seed
 
     def __call__(self, shape, dtype=None):
         if self.convention == "paper":
@@ -71,5 +80,5 @@ class DecayInitializer(keras.initializers.Initializer):
     def get_config(self):
         return {
             "convention": self.convention,
-            "seed": keras.saving.serialize_keras_object(self.seed),
+            "seed": keras.saving.serialize_keras_object(self._given_seed),
         }

@@ -1,4 +1,5 @@
 import keras
+from keras import ops
 
 from keras_griffin.layers.gated_mlp import GatedMLP
 from keras_griffin.layers.local_mqa import LocalMQA
@@ -94,15 +95,85 @@ class ResidualBlock(TemporalLayer):
     def init_mixer_state(self, batch_size, max_length=None):
         return self.temporal.init_mixer_state(batch_size, max_length)
 
-    def mix(self, x, layout, state):
+    # `training` is handed on: a block that is computed anew in the gradient
+    # has no surrounding call to take it from.
+    def call(
+        self,
+        x,
+        padding_mask=None,
+        segment_ids=None,
+        initial_state=None,
+        return_state=False,
+        positions=None,
+        training=None,
+    ):
+        return super().call(
+            x,
+            padding_mask,
+            segment_ids,
+            initial_state,
+            return_state,
+            positions,
+            training=training,
+        )
+
+    def mix(self, x, layout, state, training=None):
         y, state = self.temporal.mix(self.temporal_norm(x), layout, state)
         if self.dropout:
-            y = self.temporal_dropout(y)
+            y = self.temporal_dropout(y, training=training)
         x = keep_rows(x + y)
         y = self.mlp(self.mlp_norm(x))
         if self.dropout:
-            y = self.mlp_dropout(y)
+            y = self.mlp_dropout(y, training=training)
         return keep_rows(x + y), state
+
+    def rematerialized_call(self, layer_call, *args, **kwargs):
+        """Keras' remat with dropout, and on TensorFlow.
+
+        Keras' own (3.15) draws new masks when it computes the block anew, or
+        raises, and gives TensorFlow arguments that it does not take.
+        """
+        remat = super().rematerialized_call
+        if remat(layer_call, *args, **kwargs) is layer_call:
+            return layer_call
+        seeds = [
+            layer.seed_generator.state
+            for layer in (self.temporal_dropout, self.mlp_dropout)
+            if self.dropout
+        ]
+
+        def call(*args, **kwargs):
+            before = [ops.copy(seed.value) for seed in seeds]
+            flat = keras.tree.flatten((args, kwargs))
+            places = [
+                i
+                for i, value in enumerate(flat)
+                if ops.is_tensor(value)
+                and keras.backend.is_float_dtype(value.dtype)
+            ]
+
+            def call_with_floats(*floats):
+                now = [ops.copy(seed.value) for seed in seeds]
+                for seed, value in zip(seeds, before, strict=True):
+                    seed.assign(value)
+                everything = list(flat)
+                for i, value in zip(places, floats, strict=True):
+                    everything[i] = value
+                same_args, same_kwargs = keras.tree.pack_sequence_as(
+                    (args, kwargs), everything
+                )
+                outputs = layer_call(*same_args, **same_kwargs)
+                after = [ops.copy(seed.value) for seed in seeds]
+                for seed, value in zip(seeds, now, strict=True):
+                    seed.assign(value)
+                return outputs, after
+
+            outputs, after = remat(call_with_floats)(*[flat[i] for i in places])
+            for seed, value in zip(seeds, after, strict=True):
+                seed.assign(value)
+            return outputs
+
+        return call
 
     def get_config(self):
         return {

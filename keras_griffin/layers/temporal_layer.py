@@ -46,6 +46,7 @@ class TemporalLayer(keras.layers.Layer):
         initial_state=None,
         return_state=False,
         positions=None,
+        **mix_options,
     ):
         x = ops.cast(x, self.compute_dtype)
         self._check_call(x, padding_mask, segment_ids, positions)
@@ -55,7 +56,9 @@ class TemporalLayer(keras.layers.Layer):
         )
         if return_state and initial_state is None:
             initial_state = self.init_state(batch)
-        y, mixer_state = self.mix(layout.compact(x), layout, initial_state)
+        y, mixer_state = self.mix(
+            layout.compact(x), layout, initial_state, **mix_options
+        )
         y = layout.restore(y)
         if not return_state:
             return y

@@ -1,3 +1,6 @@
+import contextlib
+import contextvars
+
 import keras
 import keras_hub
 import numpy as np
@@ -31,6 +34,7 @@ from keras_griffin.models.samplers import with_settings
 from keras_griffin.models.states import load_state
 from keras_griffin.models.states import repeat_rows
 from keras_griffin.models.states import save_state
+from keras_griffin.models.token_losses import token_losses
 
 # Logit of tokens that a row that has ended can no longer take.
 IMPOSSIBLE = -1e30
@@ -42,6 +46,10 @@ SCORE_CHUNK = 256
 # New tokens of one call of the device, and the same where somebody reads along.
 DECODE_CHUNK = 32
 STREAM_CHUNK = 4
+
+# The model whose step of training or evaluation is running: `call` returns
+# its hidden states, and `compute_loss` expects them.
+_in_step = contextvars.ContextVar("in_step", default=None)
 
 
 @keras.saving.register_keras_serializable(package="keras_griffin")
@@ -103,6 +111,8 @@ class GriffinCausalLM(CausalLM):
 
     backbone_cls = GriffinBackbone
     preprocessor_cls = GriffinCausalLMPreprocessor
+
+    _loss_in_pieces = False  # until `compile`
 
     def __init__(self, backbone, preprocessor=None, **kwargs):
         # === Layers ===
@@ -185,9 +195,91 @@ class GriffinCausalLM(CausalLM):
     def call(self, inputs, training=None, mask=None):
         # On JAX, `fit` comes here without passing `__call__`.
         inputs = fill_inputs(inputs)
+        in_step = _in_step.get() is self
         if self._replica_call is not None:
-            return self._replica_call(inputs, training)
+            return self._replica_call(inputs, training, in_step)
+        return self._call(inputs, training, in_step, mask)
+
+    def _call(self, inputs, training, in_step, mask=None):
+        if in_step:  # `compute_loss` makes the logits
+            return self.backbone(inputs, training=training)
         return super().call(inputs, training=training, mask=mask)
+
+    # === Training ===
+
+    def train_step(self, *args, **kwargs):
+        with self._step():
+            logs = super().train_step(*args, **kwargs)
+        return self._for_all_workers(logs)
+
+    def test_step(self, *args, **kwargs):
+        with self._step():
+            logs = super().test_step(*args, **kwargs)
+        return self._for_all_workers(logs)
+
+    @contextlib.contextmanager
+    def _step(self):
+        token = _in_step.set(self if self._loss_in_pieces else None)
+        try:
+            yield
+        finally:
+            _in_step.reset(token)
+
+    def compute_loss(
+        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
+    ):
+        """The loss of a batch, as `keras.Model.compute_loss`.
+
+        Within `fit` and `evaluate`, with the cross-entropy of token ids that
+        `loss="auto"` stands for, `y_pred` are hidden states: logits are made
+        for some tokens at a time, in the gradient once more. They update the
+        metrics at the same time, which see these pieces as batches.
+        """
+        if _in_step.get() is not self:
+            return super().compute_loss(x, y, y_pred, sample_weight, training)
+        shape = ops.shape(y_pred)[:2]
+        y = ops.reshape(y, shape)
+        weights = sample_weight
+        if weights is not None:
+            weights = ops.broadcast_to(weights, shape)
+
+        def score(hidden, targets):
+            logits = self._logits(hidden)
+            return self.loss.call(
+                targets, ops.cast(logits, self.loss.dtype)
+            ), logits
+
+        def update(targets, logits, weights):
+            # A token a row: Keras' means count rows, whatever their length.
+            targets, logits, weights = (
+                None if a is None else ops.reshape(a, (-1, 1, *a.shape[2:]))
+                for a in (targets, logits, weights)
+            )
+            super(GriffinCausalLM, self).compute_metrics(
+                None, targets, logits, weights
+            )
+
+        losses = token_losses(
+            score,
+            update,
+            hidden=y_pred,
+            targets=y,
+            weights=weights,
+            head=self.backbone.token_embedding,
+            metrics=self.metrics_variables,
+        )
+        reduction = _Reduction(
+            self.loss.name, self.loss.reduction, self.loss.dtype
+        )
+        loss = reduction(y, losses, sample_weight)
+        for additional in self.losses:
+            loss = loss + ops.sum(additional)
+        return loss
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        if _in_step.get() is self:  # `compute_loss` has updated them
+            return self.get_metrics_result()
+        return super().compute_metrics(x, y, y_pred, sample_weight)
 
     # KerasHub turns all data into a pipeline for the sake of preprocessing,
     # and arrays are not shuffled then. Token ids need none of it.
@@ -245,6 +337,12 @@ class GriffinCausalLM(CausalLM):
             check_layout_map(distribution.layout_map, self)
         self._state_functions = {}
         _check_sampler(self.sampler)
+        self._loss_in_pieces = (
+            type(self.loss) is keras.losses.SparseCategoricalCrossentropy
+            and self.loss.from_logits
+            and self.loss.ignore_class is None
+            and kwargs.get("loss_weights") is None
+        )
 
     def _compile_for_strategy(self):
         """Compiles the model for each replica of a `tf.distribute.Strategy`.
@@ -258,11 +356,8 @@ class GriffinCausalLM(CausalLM):
         if self.distribute_strategy.num_replicas_in_sync == 1:
             return
         self.jit_compile = False
-        call = super().call
         self._replica_call = tf.function(
-            lambda inputs, training: call(inputs, training=training),
-            jit_compile=True,
-            reduce_retracing=True,
+            self._call, jit_compile=True, reduce_retracing=True
         )
 
     # Keras 3.15 stumbles twice over tf.distribute.MultiWorkerMirroredStrategy:
@@ -278,12 +373,6 @@ class GriffinCausalLM(CausalLM):
             )
             iterator = None
         super()._maybe_symbolic_build(iterator, data_batch)
-
-    def train_step(self, *args):
-        return self._for_all_workers(super().train_step(*args))
-
-    def test_step(self, *args):
-        return self._for_all_workers(super().test_step(*args))
 
     def _for_all_workers(self, logs):
         if not self._has_workers():
@@ -973,6 +1062,13 @@ class GriffinCausalLM(CausalLM):
         logits = self._logits(hidden)
         chosen = ops.take_along_axis(logits, targets, axis=-1)[..., 0]
         return chosen - ops.logsumexp(logits, axis=-1), state
+
+
+class _Reduction(keras.losses.Loss):
+    """What a Keras loss does with the losses of single tokens."""
+
+    def call(self, y_true, y_pred):
+        return y_pred
 
 
 def _check_lengths(max_length, max_new_tokens):
