@@ -6,6 +6,7 @@ from keras_hub.models import CausalLM
 from keras_hub.samplers import ContrastiveSampler
 from keras_hub.samplers import SpeculativeSampler
 
+from keras_griffin.models import quantization
 from keras_griffin.models.chat_session import ChatSession
 from keras_griffin.models.griffin_backbone import GriffinBackbone
 from keras_griffin.models.griffin_backbone import check_inputs
@@ -113,6 +114,7 @@ class GriffinCausalLM(CausalLM):
             inputs=inputs, outputs=self._logits(backbone(inputs)), **kwargs
         )
         self._state_functions = {}
+        self._structure = None
 
     @classmethod
     def from_preset(cls, preset, load_weights=True, dtype=None, **kwargs):
@@ -226,9 +228,41 @@ class GriffinCausalLM(CausalLM):
         self._state_functions = {}
         _check_sampler(self.sampler)
 
-    def _post_quantize(self, mode, **kwargs):
-        super()._post_quantize(mode, **kwargs)
-        self._state_functions = {}
+    def quantize(self, mode=None, config=None, filters=None, **kwargs):
+        """Quantizes the dense layers and, to int8 and int4, the embedding.
+
+        The convolutions, the gates and decays of the RG-LRUs and the norms
+        stay as they are. It can't be undone.
+
+        Args:
+            mode: `"int8"` (weights and activations), `"int4"` (weights),
+                `"float8"` (for training: the weights stay float beside their
+                scales), `"gptq"` or `"awq"` (4 bits, from texts). Defaults to
+                `None`: the mode of `config`.
+            config: a `keras.quantizers.QuantizationConfig`; needed for GPTQ
+                and AWQ, which take their texts from it.
+            filters: a regular expression for layers' names, a list of them,
+                or a function of a layer. Defaults to `None`: all.
+
+        Raises:
+            ValueError: for filters that match nothing, for float8, GPTQ and
+                AWQ of a model with LoRA, and as `keras.Model.quantize`.
+
+        Example:
+        ```python
+        model = keras_griffin.GriffinCausalLM.from_preset(
+            "griffin_shakespeare_en"
+        )
+        model.quantize("int8")
+        model.generate("ROMEO:", max_new_tokens=20)
+        model.save_to_preset("./my_int8_griffin")
+        ```
+        """
+        filters = quantization.choose_layers(self, mode, filters)
+        super().quantize(mode, config=config, filters=filters, **kwargs)
+
+    def get_quantization_layer_structure(self, mode=None):
+        return self.backbone.get_quantization_layer_structure(mode)
 
     # === State ===
 
@@ -361,9 +395,21 @@ class GriffinCausalLM(CausalLM):
 
     def _run(self, name, function, *args):
         """Runs a function of the model's weights, compiled once a shape."""
+        self._forget_stale_functions()
         if name not in self._state_functions:
             self._state_functions[name] = self._compile_function(function)
         return self._state_functions[name](*args)
+
+    def _forget_stale_functions(self):
+        """Drops compiled functions of weights that are no longer there.
+
+        LoRA, merging, quantization and dtypes change the backbone's weights,
+        which need not tell this model.
+        """
+        structure = [(v.path, v.dtype, v.shape) for v in self.variables]
+        if structure != self._structure:
+            self._structure = structure
+            self._state_functions = {}
 
     def _compile_function(self, function, variables=()):
         """Compiles a function of the weights that may change `variables`."""
@@ -647,6 +693,7 @@ class GriffinCausalLM(CausalLM):
 
         The numbers of `SETTINGS` and the seed go in as data.
         """
+        self._forget_stale_functions()
         key = (name, *kind_of_sampler(sampler))
         if key not in self._state_functions:
             own = copy_sampler(sampler)
