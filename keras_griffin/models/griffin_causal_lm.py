@@ -7,6 +7,7 @@ from keras_hub.samplers import ContrastiveSampler
 from keras_hub.samplers import SpeculativeSampler
 
 from keras_griffin.models import quantization
+from keras_griffin.models import turns
 from keras_griffin.models.chat_session import ChatSession
 from keras_griffin.models.griffin_backbone import GriffinBackbone
 from keras_griffin.models.griffin_backbone import check_inputs
@@ -15,6 +16,7 @@ from keras_griffin.models.griffin_backbone import fill_inputs
 from keras_griffin.models.griffin_causal_lm_preprocessor import (
     GriffinCausalLMPreprocessor,
 )
+from keras_griffin.models.preset_index import preprocessor_arguments
 from keras_griffin.models.preset_loading import find_preset
 from keras_griffin.models.prompts import Prompts
 from keras_griffin.models.prompts import bucket
@@ -161,7 +163,7 @@ class GriffinCausalLM(CausalLM):
             )
         if "preprocessor" not in kwargs and source.kind == "huggingface":
             kwargs["preprocessor"] = GriffinCausalLMPreprocessor.from_preset(
-                source.path
+                source.path, **preprocessor_arguments(preset)
             )
         return cls(**kwargs)
 
@@ -186,18 +188,25 @@ class GriffinCausalLM(CausalLM):
 
     def fit(self, x=None, y=None, **kwargs):
         if self.preprocessor is not None:
+            x = self.preprocessor.for_pipeline(x)
+            validation = kwargs.get("validation_data")
+            if turns.are_conversations(validation):
+                validation = self.preprocessor.for_pipeline(validation)
+                kwargs["validation_data"] = (validation,)
             return super().fit(x, y, **kwargs)
         self._check_arrays(x)
         return keras.Model.fit(self, x, y, **kwargs)
 
     def evaluate(self, x=None, y=None, **kwargs):
         if self.preprocessor is not None:
+            x = self.preprocessor.for_pipeline(x)
             return super().evaluate(x, y, **kwargs)
         self._check_arrays(x)
         return keras.Model.evaluate(self, x, y, **kwargs)
 
     def predict(self, x=None, **kwargs):
         if self.preprocessor is not None:
+            x = self.preprocessor.for_pipeline(x)
             return super().predict(x, **kwargs)
         self._check_arrays(x)
         return keras.Model.predict(self, x, **kwargs)
@@ -469,14 +478,16 @@ class GriffinCausalLM(CausalLM):
         already; another kind of sampler compiles once.
 
         Args:
-            inputs: str, list of str or a `tf.data.Dataset` of them. Without
-                a preprocessor a dict of `"token_ids"` and `"padding_mask"`
+            inputs: str, list of str or a `tf.data.Dataset` of them; or, where
+                the preprocessor has a `turn_format`, a list of messages that
+                ends with the user's, or a list of such lists. Without a
+                preprocessor a dict of `"token_ids"` and `"padding_mask"`
                 `(batch, max_length)`, the room included.
             max_length: int. Tokens of prompt and text together. Defaults to
                 the preprocessor's `sequence_length`.
-            stop_token_ids: `"auto"` (the tokenizer's end token), a sequence
-                of ids any of which ends a row, or `None`. Defaults to
-                `"auto"`.
+            stop_token_ids: `"auto"` (the tokenizer's end token, and
+                `<end_of_turn>` where there is a `turn_format`), a sequence of
+                ids any of which ends a row, or `None`. Defaults to `"auto"`.
             strip_prompt: bool. Return the new tokens alone. Defaults to
                 `False`.
             max_new_tokens: int. New tokens of every row, in place of
@@ -494,7 +505,8 @@ class GriffinCausalLM(CausalLM):
 
         Returns:
             What went in, continued: a string, a list, or a dict of
-            `"token_ids"` and `"padding_mask"`. With `return_state=True`
+            `"token_ids"` and `"padding_mask"`. For messages the reply alone,
+            without the token that stopped it. With `return_state=True`
             `(outputs, state)`.
 
         Raises:
@@ -510,6 +522,11 @@ class GriffinCausalLM(CausalLM):
         sampler = self._call_sampler(sampler, temperature, seed)
         stop_token_ids = self._stop_token_ids(stop_token_ids)
         _check_lengths(max_length, max_new_tokens)
+        is_chat = turns.is_conversation(inputs) or turns.are_conversations(
+            inputs
+        )
+        if is_chat and self.preprocessor is not None:
+            inputs = self.preprocessor.render_prompts(inputs)
         if (state is not None or return_state) and is_search(sampler):
             raise ValueError(
                 "A state goes with a sampler that takes one token after the "
@@ -531,7 +548,12 @@ class GriffinCausalLM(CausalLM):
             generated, last_state = self._generate_tokens(
                 prompts, stop_token_ids, sampler, state
             )
-            output = prompts.outputs(generated, stop_token_ids, strip_prompt)
+            output = prompts.outputs(
+                generated,
+                stop_token_ids,
+                strip_prompt=strip_prompt or is_chat,
+                keep_stop=not is_chat,
+            )
             if self.preprocessor is not None:
                 output = self.preprocessor.generate_postprocess(output)
             outputs.append(output)
@@ -583,7 +605,7 @@ class GriffinCausalLM(CausalLM):
                 "Received: preprocessor=None. Give a tuple of ids, or None "
                 "to stop at the length alone."
             )
-        return (self.preprocessor.tokenizer.end_token_id,)
+        return self.preprocessor.stop_token_ids
 
     def _prompts(self, inputs, max_length, max_new_tokens, state):
         preprocessor = self.preprocessor
@@ -834,7 +856,7 @@ class GriffinCausalLM(CausalLM):
         """Generates text for one prompt, and yields it as it is made.
 
         Args:
-            inputs: str. The prompt.
+            inputs: str, or messages that end with the user's. The prompt.
             max_length, stop_token_ids, max_new_tokens, sampler, temperature,
                 seed, state: see `generate`.
             return_state: bool. Also yield the state after all tokens so far,
@@ -856,6 +878,8 @@ class GriffinCausalLM(CausalLM):
             print(piece, end="", flush=True)
         ```
         """
+        if self.preprocessor is not None and turns.is_conversation(inputs):
+            inputs = self.preprocessor.render_prompts(inputs)
         if self.preprocessor is None or not isinstance(inputs, str):
             raise ValueError(
                 "`generate_stream` takes one prompt as a string, with a "
