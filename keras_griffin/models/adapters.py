@@ -113,10 +113,10 @@ def targets_of_file(backbone, path):
         ) from error
     for index, (a, b) in shapes.items():
         layer = layers[index] if index < len(layers) else None
-        if (
-            type(layer) is not keras.layers.Dense
-            or (a[0], b[1]) != kernel_shape(layer)
-        ):
+        if type(layer) is not keras.layers.Dense or (
+            a[0],
+            b[1],
+        ) != kernel_shape(layer):
             raise ValueError(
                 "An adapter file must belong to a backbone of the same sizes. "
                 f"Received: {str(path)!r} with an adapter of shape {a} x {b} "

@@ -2,6 +2,7 @@ import json
 import os
 
 import keras
+import numpy as np
 import sentencepiece
 from keras_hub.layers import StartEndPacker
 from keras_hub.models import CausalLMPreprocessor
@@ -73,9 +74,9 @@ class GriffinCausalLMPreprocessor(CausalLMPreprocessor):
     Raises:
         ValueError: for an unknown `turn_format` or a vocabulary without its
             tokens, for inputs that are not text, for messages without a
-            `turn_format`, in another order or of another role, and in `generate_preprocess`
-            for a prompt longer than `sequence_length` (in a `tf.data`
-            pipeline `tf.errors.InvalidArgumentError`).
+            `turn_format`, in another order or of another role, and in
+            `generate_preprocess` for a prompt longer than `sequence_length`
+            (in a `tf.data` pipeline `tf.errors.InvalidArgumentError`).
 
     Example:
     ```python
@@ -251,7 +252,8 @@ class GriffinCausalLMPreprocessor(CausalLMPreprocessor):
 
     def _tokenize_prompts(self, x):
         if isinstance(x, turns.Turns):
-            return turns.tokenize(self.tokenizer, [x])[0][0]
+            ids, _ = turns.tokenize(self.tokenizer, [x])
+            return np.array(ids[0], "int32")
         if isinstance(x, list) and any(isinstance(t, turns.Turns) for t in x):
             return turns.tokenize(self.tokenizer, x)[0]
         return self.tokenizer(x)

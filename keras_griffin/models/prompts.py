@@ -137,7 +137,9 @@ class Prompts:
             row = row[:0] if strip_prompt else row
             if generated is not None:
                 new = generated[i, : self.steps[i]]
-                row = np.concatenate([row, self.cut(new, stop_token_ids, keep_stop)])
+                row = np.concatenate(
+                    [row, self.cut(new, stop_token_ids, keep_stop)]
+                )
             token_ids[i, : len(row)] = row
             mask[i, : len(row)] = True
         return {"token_ids": token_ids, "padding_mask": mask}
