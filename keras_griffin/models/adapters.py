@@ -156,7 +156,10 @@ def merge(backbone):
         kernel.assign(
             ops.cast(ops.cast(kernel, "float32") + delta, kernel.dtype)
         )
-        del layer.lora_kernel_a, layer.lora_kernel_b
+        for name in ("lora_kernel_a", "lora_kernel_b"):
+            # `del` would collect all of Python's garbage, once a variable.
+            layer._untrack_variable(getattr(layer, name))
+            setattr(layer, name, None)
         layer.lora_enabled = False
         layer.lora_rank = layer.lora_alpha = None
     backbone._lora_enabled_layers = []

@@ -412,13 +412,28 @@ class GriffinCausalLM(CausalLM):
     def _forget_stale_functions(self):
         """Drops compiled functions of weights that are no longer there.
 
-        LoRA, merging, quantization and dtypes change the backbone's weights,
-        which need not tell this model.
+        LoRA, merging and quantization of the backbone change its weights
+        without telling this model, and a `tf.function` would not notice.
         """
         structure = [(v.path, v.dtype, v.shape) for v in self.variables]
         if structure != self._structure:
             self._structure = structure
             self._state_functions = {}
+            self.train_function = None
+            self.test_function = None
+            self.predict_function = None
+
+    def make_train_function(self, *args, **kwargs):
+        self._forget_stale_functions()
+        return super().make_train_function(*args, **kwargs)
+
+    def make_test_function(self, *args, **kwargs):
+        self._forget_stale_functions()
+        return super().make_test_function(*args, **kwargs)
+
+    def make_predict_function(self, *args, **kwargs):
+        self._forget_stale_functions()
+        return super().make_predict_function(*args, **kwargs)
 
     def _compile_function(self, function, variables=()):
         """Compiles a function of the weights that may change `variables`."""

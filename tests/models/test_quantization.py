@@ -1,0 +1,253 @@
+"""Quantized models compute, generate, train and are loaded as they were."""
+
+import keras
+import numpy as np
+import pytest
+from keras.quantizers import AWQConfig
+from keras.quantizers import GPTQConfig
+from keras.quantizers import Int4QuantizationConfig
+from keras.quantizers import Int8QuantizationConfig
+
+import keras_griffin
+from support.checks import to_numpy
+from support.models import run
+from support.models import tiny_model
+from support.models import tokens
+
+pytestmark = pytest.mark.usefixtures("quick_collection")
+
+IDS = tokens(3, 9)
+SIZES = {
+    "num_layers": 2,
+    "block_types": ("recurrent", "local_attention"),
+    "hidden_dim": 32,
+}
+CALIBRATION = {
+    "dataset": list(tokens(8, 16, seed=1)),
+    "tokenizer": len,  # The texts are ids.
+    "num_samples": 8,
+    "sequence_length": 16,
+    "group_size": 16,
+}
+CONFIGS = {
+    "int8": None,
+    "int4": None,
+    "float8": None,
+    "gptq": lambda: GPTQConfig(**CALIBRATION),
+    "awq": lambda: AWQConfig(**CALIBRATION, num_grid_points=3),
+}
+MODES = list(CONFIGS)
+
+# Largest change of a logit over the largest logit: rounding to 8 bits, to 4
+# bits, and to 4 bits where the texts that the model is asked are random.
+CHANGE = {"int8": 0.05, "int4": 0.5, "float8": 0.15, "gptq": 0.5, "awq": 0.5}
+
+
+@pytest.fixture(scope="module")
+def base():
+    """A float model's weights, outputs, and new tokens."""
+    model = tiny_model(**SIZES)
+    weights = {v.path: to_numpy(v.value) for v in model.variables}
+    return weights, run(model, IDS)
+
+
+def float_model(base):
+    model = tiny_model(**SIZES)
+    for variable in model.variables:
+        variable.assign(base[0][variable.path])
+    return model
+
+
+def quantize(model, mode):
+    make_config = CONFIGS[mode]
+    model.quantize(mode, config=make_config and make_config())
+
+
+def generate(model):
+    model.compile(sampler="greedy")
+    prompts = {"token_ids": IDS, "padding_mask": np.ones_like(IDS)}
+    outputs = model.generate(prompts, stop_token_ids=None, max_new_tokens=4)
+    return outputs["token_ids"]
+
+
+def modes_of(model):
+    return {
+        layer.path: layer.quantization_mode
+        for layer in model.backbone._flatten_layers()
+        if layer.quantization_mode is not None
+    }
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_quantized_model(base, mode, tmp_path):
+    weights, outputs = base
+    model = float_model(base)
+    if mode == "int8":
+        model.prefill({"token_ids": IDS})  # compiles, in float
+    quantize(model, mode)
+
+    # All matrices, and to int8 and int4 the embedding; nothing else.
+    modes = modes_of(model)
+    assert set(modes.values()) == {mode}
+    dense = [
+        layer.path
+        for layer in model.backbone._flatten_layers()
+        if isinstance(layer, keras.layers.Dense)
+    ]
+    embedding = ["token_embedding"] if mode in ("int8", "int4") else []
+    assert sorted(modes) == sorted(dense + embedding)
+    for variable in model.variables:
+        if "rglru" in variable.path or "conv" in variable.path:
+            assert variable.dtype == "float32"
+            np.testing.assert_array_equal(
+                to_numpy(variable.value), weights[variable.path]
+            )
+
+    quantized = run(model, IDS)
+    change = np.abs(quantized - outputs).max() / np.abs(outputs).max()
+    assert 0 < change < CHANGE[mode]
+    logits, _ = model.prefill({"token_ids": IDS})
+    np.testing.assert_allclose(to_numpy(logits), quantized[:, -1], atol=1e-3)
+    expected = generate(model)
+
+    model.save_to_preset(str(tmp_path / "preset"))
+    again = keras_griffin.GriffinCausalLM.from_preset(str(tmp_path / "preset"))
+    assert modes_of(again) == modes
+    np.testing.assert_allclose(run(again, IDS), quantized, atol=1e-5)
+    np.testing.assert_array_equal(generate(again), expected)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(run(again, IDS), quantized, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+def test_the_embedding_in_both_directions(base, mode):
+    matrix = base[0]["token_embedding/embeddings"]
+    model = float_model(base)
+    model.quantize(mode)
+    embedding = model.backbone.token_embedding
+    step = np.abs(matrix).max() / (127 if mode == "int8" else 7)
+    np.testing.assert_allclose(to_numpy(embedding(IDS)), matrix[IDS], atol=step)
+    x = np.random.default_rng(0).normal(size=(2, 3, 32)).astype("float32")
+    logits = to_numpy(embedding(x, reverse=True))
+    # Errors of random signs add up to their root mean square.
+    np.testing.assert_allclose(
+        logits, x @ matrix.T, atol=4 * step * np.sqrt(32)
+    )
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Int8QuantizationConfig(activation_quantizer=None),
+        Int4QuantizationConfig(block_size=None),
+        Int4QuantizationConfig(block_size=8),
+    ],
+    ids=["int8 weights", "int4 channels", "int4 blocks"],
+)
+def test_a_configuration_is_loaded_again(base, config, tmp_path):
+    model = float_model(base)
+    model.backbone.quantize(config=config)
+    quantized = run(model, IDS)
+    model.backbone.save_to_preset(str(tmp_path))
+    again = keras_griffin.GriffinBackbone.from_preset(str(tmp_path))
+    again = keras_griffin.GriffinCausalLM(again)
+    np.testing.assert_allclose(run(again, IDS), quantized, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "filters, expected",
+    [
+        ("down", {"down"}),
+        (["^gate$", "linear_x"], {"gate", "linear_x"}),
+        (lambda layer: layer.name == "query", {"query"}),
+        ("rglru|down|conv", {"down"}),
+    ],
+)
+def test_filters(base, filters, expected):
+    model = float_model(base)
+    model.quantize("int8", filters=filters)
+    assert {path.split("/")[-1] for path in modes_of(model)} == expected
+
+
+def test_what_cannot_be_is_refused(base):
+    model = float_model(base)
+    for filters in ("rglru", ["conv"], lambda layer: False):
+        with pytest.raises(ValueError, match="match at least one layer"):
+            model.quantize("int8", filters=filters)
+    with pytest.raises(ValueError, match="GPTQConfig"):
+        model.quantize("gptq")
+    assert not modes_of(model)
+    for dtype in ("int8_from_float32", "float8_from_mixed_bfloat16"):
+        with pytest.raises(ValueError, match="Load the model in float, then"):
+            keras_griffin.GriffinCausalLM.from_preset(
+                "griffin_shakespeare_en", dtype=dtype
+            )
+
+
+def test_float8_trains(base):
+    model = float_model(base)
+    model.quantize("float8")
+    down = model.backbone.blocks[0].mlp.down
+    assert not to_numpy(down.inputs_amax_history.value).any()
+    model.compile(
+        optimizer="sgd",
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    inputs = {"token_ids": IDS, "padding_mask": np.ones_like(IDS)}
+    model.fit(inputs, np.roll(IDS, -1, 1), epochs=2, verbose=0)
+    assert to_numpy(down.inputs_amax_history.value).any()
+    assert to_numpy(down.kernel_scale.value) != 1.0
+    assert np.isfinite(run(model, IDS)).all()
+
+
+DTYPES = {
+    "bfloat16": "bfloat16",
+    "float16": "float16",
+    "mixed": "mixed_bfloat16",
+    "map": keras.dtype_policies.DTypePolicyMap(
+        default_policy="float32",
+        policy_map={
+            "token_embedding": keras.DTypePolicy("bfloat16"),
+            "block_1/.*": keras.DTypePolicy("mixed_bfloat16"),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dtype_on_load(base, dtype, quantized, tmp_path):
+    if quantized and dtype in ("float16", "map"):
+        pytest.skip("Keras refuses int8 from float16; a map is the int8 model")
+    model = float_model(base)
+    if quantized:
+        model.quantize("int8")
+    model.backbone.save_to_preset(str(tmp_path))
+    again = keras_griffin.GriffinBackbone.from_preset(
+        str(tmp_path), dtype=DTYPES[dtype]
+    )
+    again = keras_griffin.GriffinCausalLM(again)
+    dtypes = {v.path: v.dtype for v in again.variables}
+    kernel = dtypes["block_1/mlp/down/kernel"]
+    param = dtypes["block_0/recurrent_block/rglru/recurrence_param"]
+    half = dtype if dtype in ("bfloat16", "float16") else "float32"
+    assert kernel == ("int8" if quantized else half)
+    assert param == half
+    if dtype == "map":
+        assert dtypes["token_embedding/embeddings"] == "bfloat16"
+        assert again.backbone.blocks[1].mlp.down.compute_dtype == "bfloat16"
+        assert again.backbone.blocks[0].mlp.down.compute_dtype == "float32"
+    expected = run(model, IDS)
+    outputs = run(again, IDS)
+    assert outputs.dtype == np.float32
+    scale = np.abs(expected).max()
+    assert 0 < np.abs(outputs - expected).max() < 0.05 * scale
+    logits, state = again.prefill({"token_ids": IDS})
+    np.testing.assert_allclose(
+        to_numpy(logits), outputs[:, -1], atol=0.03 * scale
+    )
+    assert (
+        state["blocks"][0]["recurrent"].dtype
+        == model.init_state(1)["blocks"][0]["recurrent"].dtype
+    )
