@@ -484,6 +484,7 @@ class GriffinBackbone(Backbone):
         """Quantizes the matrices. See `GriffinCausalLM.quantize`."""
         filters = quantization.choose_layers(self, mode, filters)
         super().quantize(mode, config=config, filters=filters, **kwargs)
+        quantization.save_zero_points(self)
 
     def get_quantization_layer_structure(self, mode=None):
         """What GPTQ and AWQ run one after the other."""
@@ -493,10 +494,14 @@ class GriffinBackbone(Backbone):
         }
 
     def get_config(self):
-        quantizers = quantization.input_quantizers(self)
+        saved = quantization.saved_quantization(self)
         return {
-            **super().get_config(),
-            **({"input_quantizers": quantizers} if quantizers else {}),
+            # KerasHub's own would put the layers' policies into a map, which
+            # takes their names away when it is written.
+            "name": self.name,
+            "trainable": self.trainable,
+            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
+            **({"quantization": saved} if saved else {}),
             "vocabulary_size": self.vocabulary_size,
             "num_layers": self.num_layers,
             "hidden_dim": self.hidden_dim,
@@ -522,9 +527,13 @@ class GriffinBackbone(Backbone):
     @classmethod
     def from_config(cls, config):
         config = dict(config)
-        quantizers = config.pop("input_quantizers", {})
+        saved = config.pop("quantization", {})
+        if saved:
+            dtype = config.get("dtype")
+            config["dtype"] = quantization.quantized_policy(dtype, saved)
         backbone = super().from_config(config)
-        quantization.set_input_quantizers(backbone, quantizers)
+        quantization.set_input_quantizers(backbone, saved)
+        quantization.save_zero_points(backbone)
         return backbone
 
 

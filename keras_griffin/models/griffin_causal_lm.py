@@ -269,6 +269,7 @@ class GriffinCausalLM(CausalLM):
         """
         filters = quantization.choose_layers(self, mode, filters)
         super().quantize(mode, config=config, filters=filters, **kwargs)
+        quantization.save_zero_points(self)
 
     def get_quantization_layer_structure(self, mode=None):
         return self.backbone.get_quantization_layer_structure(mode)

@@ -1,10 +1,15 @@
 """Which layers of a model are quantized, and what of it KerasHub forgets."""
 
+import collections
+import functools
 import re
 
 import keras
 
 from keras_griffin.models.adapters import lora_layers
+
+# In the names of policies, as "int8_from_float32".
+SOURCE = "_from_"
 
 # The large matrices; everything else (convolution, gates and decay of the
 # RG-LRU, norms) is small, sensitive, and stays as it is.
@@ -54,26 +59,80 @@ def _matches(layer, filters):
     return any(re.search(pattern, layer.name) for pattern in patterns)
 
 
-def input_quantizers(backbone):
-    """How each quantized layer rounds its inputs, by path, to be saved.
+def saved_quantization(backbone):
+    """How each quantized layer is quantized, by path, for a configuration.
 
-    KerasHub saves the kernels' policies alone, and Keras then takes its
-    default quantizer: int4 logits and weight-only int8 came back different.
+    KerasHub 0.32 saves the kernels' policies alone. It forgets them when a
+    backbone is loaded by itself or in another dtype, and never saves how
+    inputs are rounded, where Keras then takes a default: int4 logits and
+    weight-only int8 would come back different.
     """
     return {
-        layer.path: keras.saving.serialize_keras_object(layer.inputs_quantizer)
+        layer.path: {
+            "policy": _policy(layer).name.partition(SOURCE)[0],
+            "inputs": keras.saving.serialize_keras_object(
+                getattr(layer, "inputs_quantizer", None)
+            ),
+        }
         for layer in backbone._flatten_layers()
-        if hasattr(layer, "inputs_quantizer")
+        if layer.quantization_mode is not None
     }
 
 
-def set_input_quantizers(backbone, quantizers):
-    """Puts back what `input_quantizers` gave."""
+def quantized_policy(dtype, saved):
+    """The policy of a backbone of which `saved_quantization` tells.
+
+    Args:
+        dtype: dtype or policy, in which what is not quantized computes.
+        saved: dict of `saved_quantization`.
+    """
+    policy = keras.dtype_policies.get(dtype)
+    if isinstance(policy, keras.dtype_policies.DTypePolicyMap):
+        default, policies = policy.default_policy, policy
+    else:
+        default, policies = policy, collections.defaultdict(lambda: policy)
+    quantized = {}
+    for path, layer in saved.items():
+        source = policies[path].name.rpartition(SOURCE)[2]
+        quantized[path] = keras.dtype_policies.get(
+            f"{layer['policy']}{SOURCE}{source}"
+        )
+    others = policies.keys() - quantized.keys()
+    quantized.update({path: policies[path] for path in others})
+    return keras.dtype_policies.DTypePolicyMap(default, quantized)
+
+
+def set_input_quantizers(backbone, saved):
+    """Makes layers round their inputs as `saved_quantization` tells."""
     for layer in backbone._flatten_layers():
-        if layer.path in quantizers:
+        if layer.path in saved and hasattr(layer, "inputs_quantizer"):
             layer.inputs_quantizer = keras.saving.deserialize_keras_object(
-                quantizers[layer.path]
+                saved[layer.path]["inputs"]
             )
+
+
+def save_zero_points(backbone):
+    """Has Keras write the zero points of GPTQ and AWQ kernels.
+
+    Keras 3.15.1 leaves them out as if only int4 kernels had some, and then
+    refuses its own file.
+    """
+    for layer in backbone._flatten_layers():
+        if layer.quantization_mode in ("gptq", "awq"):
+            layer._get_kernel_with_merged_lora = functools.partial(
+                _kernel_to_save, layer
+            )
+
+
+def _kernel_to_save(layer):
+    return None, None, layer.kernel_zero  # kernel, scale, zero point
+
+
+def _policy(layer):
+    policy = layer.dtype_policy
+    if isinstance(policy, keras.dtype_policies.DTypePolicyMap):
+        return policy[layer.path]
+    return policy
 
 
 def check_dtype(dtype):

@@ -38,9 +38,13 @@ CONFIGS = {
 }
 MODES = list(CONFIGS)
 
-# Largest change of a logit over the largest logit: rounding to 8 bits, to 4
-# bits, and to 4 bits where the texts that the model is asked are random.
-CHANGE = {"int8": 0.05, "int4": 0.5, "float8": 0.15, "gptq": 0.5, "awq": 0.5}
+# Largest change of a logit over the largest logit, where inputs are rounded
+# too. Random weights are the worst case; benchmarks/quantization.py has what
+# it costs a trained model.
+CHANGE = {"int8": 0.15, "float8": 0.6}
+# Distance of a rounded matrix over its norm: 15 steps over the range of a
+# normal distribution's 32 values are 0.1; GPTQ and AWQ go farther on purpose.
+DISTANCE = {"int4": 0.15, "gptq": 0.4, "awq": 0.4}
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +68,12 @@ def quantize(model, mode):
 
 
 def generate(model):
-    model.compile(sampler="greedy")
-    prompts = {"token_ids": IDS, "padding_mask": np.ones_like(IDS)}
-    outputs = model.generate(prompts, stop_token_ids=None, max_new_tokens=4)
+    outputs = model.generate(
+        {"token_ids": IDS, "padding_mask": np.ones_like(IDS)},
+        stop_token_ids=None,
+        max_new_tokens=4,
+        sampler="greedy",
+    )
     return outputs["token_ids"]
 
 
@@ -76,6 +83,27 @@ def modes_of(model):
         for layer in model.backbone._flatten_layers()
         if layer.quantization_mode is not None
     }
+
+
+def with_rounded_matrices(base, model):
+    """The float model whose matrices are what the quantized ones stand for."""
+    rounded = float_model(base)
+    for layer, new in zip(
+        model.backbone._flatten_layers(),
+        rounded.backbone._flatten_layers(),
+        strict=True,
+    ):
+        if layer.quantization_mode is None:
+            continue
+        if layer.name == "token_embedding":
+            matrix = to_numpy(layer(np.arange(layer.input_dim)))
+            new.embeddings.assign(matrix)
+            continue
+        kernel = to_numpy(layer(np.eye(new.kernel.shape[0], dtype="float32")))
+        if new.bias is not None:
+            kernel = kernel - to_numpy(new.bias.value)
+        new.kernel.assign(kernel)
+    return rounded
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -104,8 +132,18 @@ def test_a_quantized_model(base, mode, tmp_path):
             )
 
     quantized = run(model, IDS)
-    change = np.abs(quantized - outputs).max() / np.abs(outputs).max()
-    assert 0 < change < CHANGE[mode]
+    if mode in CHANGE:
+        change = np.abs(quantized - outputs).max() / np.abs(outputs).max()
+        assert 0 < change < CHANGE[mode]
+    else:
+        rounded = with_rounded_matrices(base, model)
+        np.testing.assert_allclose(run(rounded, IDS), quantized, atol=2e-3)
+        for variable in rounded.variables:
+            old, new = weights[variable.path], to_numpy(variable.value)
+            distance = np.linalg.norm(new - old) / np.linalg.norm(old)
+            assert distance < DISTANCE[mode], variable.path
+            layer, _, name = variable.path.rpartition("/")
+            assert distance > 0 or layer not in modes or name == "bias"
     logits, _ = model.prefill({"token_ids": IDS})
     np.testing.assert_allclose(to_numpy(logits), quantized[:, -1], atol=1e-3)
     expected = generate(model)
@@ -242,11 +280,10 @@ def test_dtype_on_load(base, dtype, quantized, tmp_path):
     outputs = run(again, IDS)
     assert outputs.dtype == np.float32
     scale = np.abs(expected).max()
-    assert 0 < np.abs(outputs - expected).max() < 0.05 * scale
+    tolerance = 0.25 * scale  # 8 bits of mantissa, and again random weights
+    assert 0 < np.abs(outputs - expected).max() < tolerance
     logits, state = again.prefill({"token_ids": IDS})
-    np.testing.assert_allclose(
-        to_numpy(logits), outputs[:, -1], atol=0.03 * scale
-    )
+    np.testing.assert_allclose(to_numpy(logits), outputs[:, -1], atol=tolerance)
     assert (
         state["blocks"][0]["recurrent"].dtype
         == model.init_state(1)["blocks"][0]["recurrent"].dtype
