@@ -329,9 +329,6 @@ class GriffinBackbone(Backbone):
         x = self.token_embedding(token_ids)
         if self.embedding_scale != 1.0:
             x = x * self.embedding_scale
-        if not self.embedding_dropout.rate:
-            # Rematerialization on JAX traces `training`, at which it looks.
-            return x
         return self.embedding_dropout(x)
 
     def __call__(self, inputs, *args, **kwargs):

@@ -143,11 +143,12 @@ def test_default_targets():
 
 @pytest.mark.skipif(
     keras.config.backend() == "tensorflow",
-    reason="Keras' rematerialization refuses `training=True` in a tf.function",
+    reason="Keras' rematerialization takes no keywords in a tf.function",
 )
 def test_with_rematerialization():
     weights = values(tiny_model(num_layers=1))
-    with keras.RematScope(mode="full"):
+    # "full" fails in Keras: its embedding looks at `reverse`, which JAX traces.
+    with keras.RematScope(mode="list_of_layers", layer_names=["block_0"]):
         rematerialized = tiny_model(num_layers=1)
     for variable in rematerialized.variables:
         variable.assign(weights[variable.path])
