@@ -150,10 +150,11 @@ def test_a_quantized_model(base, mode, tmp_path):
     model.save(tmp_path / "model.keras")
     third = keras.saving.load_model(tmp_path / "model.keras")
     assert third.backbone.get_config() == again.backbone.get_config()
-    for variable, expected in zip(third.variables, model.variables):
-        np.testing.assert_array_equal(
-            to_numpy(variable.value), to_numpy(expected.value)
-        )
+    saved = {v.path: to_numpy(v.value) for v in model.variables}
+    loaded = {v.path: to_numpy(v.value) for v in third.variables}
+    assert saved.keys() == loaded.keys()
+    for path, value in saved.items():
+        np.testing.assert_array_equal(loaded[path], value)
 
 
 def test_generation_goes_on_after_quantization(base):
@@ -200,11 +201,16 @@ def test_the_embedding_in_both_directions(base, mode):
 def test_a_configuration_is_loaded_again(base, config, tmp_path):
     model = float_model(base)
     model.backbone.quantize(config=config)
-    quantized = logits(model)
     model.backbone.save_to_preset(str(tmp_path))
     again = keras_griffin.GriffinBackbone.from_preset(str(tmp_path))
-    again = keras_griffin.GriffinCausalLM(again)
-    np.testing.assert_allclose(logits(again), quantized, atol=1e-5)
+    x = np.random.default_rng(0).normal(size=(2, 3, 32)).astype("float32")
+
+    def outputs(backbone):
+        embedding, mlp = backbone.token_embedding, backbone.blocks[0].mlp
+        return [embedding(IDS), embedding(x, reverse=True), mlp(x)]
+
+    for new, old in zip(outputs(again), outputs(model.backbone)):
+        np.testing.assert_allclose(to_numpy(new), to_numpy(old), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +255,7 @@ def test_float8_trains(base):
     model.fit(PROMPTS, np.roll(IDS, -1, 1), epochs=2, verbose=0)
     assert to_numpy(down.inputs_amax_history.value).any()
     assert to_numpy(down.kernel_scale.value) != 1.0
-    assert np.isfinite(logits(model)).all()
+    assert all(np.isfinite(to_numpy(v.value)).all() for v in model.variables)
 
 
 DTYPES = {
