@@ -13,6 +13,9 @@ class BlockDiagonalDense(keras.layers.Layer):
     different devices need no communication: the reason for which the paper
     uses it for the gates of the RG-LRU.
 
+    It takes no LoRA and is not quantized: it is small, and its products stay
+    in float32 in an RG-LRU. Train it whole.
+
     Args:
         units: int. Width of the output. A multiple of `num_blocks`.
         num_blocks: int. Number of blocks; must divide `units` and the width

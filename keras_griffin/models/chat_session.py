@@ -1,14 +1,13 @@
-START_OF_TURN = "<start_of_turn>"
-END_OF_TURN = "<end_of_turn>"
+from keras_griffin.models import turns
 
 
 class ChatSession:
     """A conversation that keeps the model's state between the turns.
 
     A turn reads the new message alone, never the history, and the state does
-    not grow. Where the tokenizer has RecurrentGemma's turn tokens, messages
-    take its instruct format; otherwise a message is text that the model
-    continues.
+    not grow. Where the preprocessor has a `turn_format`, as those of the
+    instruction-tuned presets, messages are turns in it; otherwise a message is
+    text that the model continues.
 
     Args:
         model: a `GriffinCausalLM` with a preprocessor.
@@ -48,11 +47,6 @@ class ChatSession:
         self.sampler = sampler
         self.temperature = temperature
         self.state = None
-        tokenizer = model.preprocessor.tokenizer
-        self._stops = [tokenizer.end_token_id]
-        self._has_turns = END_OF_TURN in tokenizer.get_vocabulary()
-        if self._has_turns:
-            self._stops.append(tokenizer.token_to_id(END_OF_TURN))
 
     def send(self, message):
         """Reads a message and yields the reply as it is made.
@@ -72,7 +66,6 @@ class ChatSession:
         pieces = self.model.generate_stream(
             self._turn(message),
             max_new_tokens=self.max_new_tokens,
-            stop_token_ids=self._stops,
             sampler=self.sampler,
             temperature=self.temperature,
             state=self.state,
@@ -83,14 +76,10 @@ class ChatSession:
                 yield text
 
     def _turn(self, message):
-        if not self._has_turns:
+        if self.model.preprocessor.turn_format is None:
             return message if self.state is None else f"\n{message}"
-        turn = (
-            f"{START_OF_TURN}user\n{message}{END_OF_TURN}\n"
-            f"{START_OF_TURN}model\n"
-        )
-        # The state has not read the token that ended the reply.
-        return turn if self.state is None else f"{END_OF_TURN}\n{turn}"
+        turn = turns.user_turn if self.state is None else turns.next_turn
+        return turns.Turns(turn(message))
 
     def save(self, path):
         """Writes the conversation so far: its state, whatever its length.

@@ -18,6 +18,8 @@ from keras_griffin.layers.token_layout import ROW_KEYS
 from keras_griffin.layers.token_layout import TokenLayout
 from keras_griffin.layers.token_layout import init_rows
 from keras_griffin.layers.token_layout import permute
+from keras_griffin.models import adapters
+from keras_griffin.models import quantization
 from keras_griffin.models.preset_loading import build_arguments
 from keras_griffin.models.preset_loading import find_preset
 
@@ -160,6 +162,7 @@ class GriffinBackbone(Backbone):
         dtype=None,
         **kwargs,
     ):
+        quantization.check_dtype(dtype)
         _check_positive(
             vocabulary_size=vocabulary_size,
             num_layers=num_layers,
@@ -408,14 +411,114 @@ class GriffinBackbone(Backbone):
         for block, block_state in zip(
             self.blocks, state["blocks"], strict=True
         ):
+            x = ops.cast(x, block.compute_dtype)
             x, block_state = block.mix(x, layout, {**rows, **block_state})
             blocks.append(block_state)
         x = layout.restore(self.final_norm(x))
         return x, {**layout.next_rows(batch), "blocks": blocks}
 
-    def get_config(self):
+    # === Fine-tuning ===
+
+    def default_lora_layer_names(self):
+        """Returns the names of all layers that can have an adapter."""
+        present = {layer.name for layer in self._flatten_layers()}
+        return [name for name in adapters.LORA_LAYER_NAMES if name in present]
+
+    def enable_lora(self, rank, target_layer_names=None):
+        """Freezes all weights and trains low-rank adapters beside matrices.
+
+        `y = W x + B (A x) + b`, with `A` of `rank` rows, random, and `B` of
+        `rank` columns, 0 at first. Compile the model after it.
+
+        Args:
+            rank: int. Rank of the adapters.
+            target_layer_names: names of the layers that get one:
+                `"linear_x"`, `"linear_y"`, `"linear_out"` of recurrent
+                blocks, `"query"`, `"key"`, `"value"`, `"output_dense"` of
+                attention, `"gate"`, `"up"`, `"down"` of the MLP. Defaults to
+                `None`: all of them.
+
+        Raises:
+            ValueError: for a rank below 1, other names, layers quantized to
+                float8, GPTQ or AWQ, and a backbone that has adapters.
+
+        Example:
+        ```python
+        model = keras_griffin.GriffinCausalLM.from_preset(
+            "griffin_shakespeare_en"
+        )
+        model.backbone.enable_lora(rank=4)
+        model.compile(optimizer=keras.optimizers.Adam(1e-3))
+        model.fit(["To be, or not to be"] * 4, batch_size=2)
+        model.backbone.save_lora_weights("hamlet.lora.h5")
+        model.backbone.merge_lora()
+        ```
+
+        Source:
+            LoRA, arXiv:2106.09685.
+        """
+        names = target_layer_names
+        names = self.default_lora_layer_names() if names is None else names
+        adapters.check_targets(self, rank, names)
+        super().enable_lora(rank, names)
+        adapters.freeze_biases(self)
+
+    def load_lora_weights(self, filepath):
+        """Loads adapters, and enables them on their layers if need be.
+
+        Args:
+            filepath: str or path. A file of `save_lora_weights`.
+
+        Raises:
+            ValueError: for another file, a backbone of other sizes, or one
+                whose adapters are of another rank or on other layers.
+        """
+        rank, names = adapters.targets_of_file(self, filepath)
+        enabled = adapters.lora_layers(self)
+        if not enabled:
+            self.enable_lora(rank, names)
+        elif sorted({layer.name for layer in enabled}) != names:
+            raise ValueError(
+                "Adapters must be loaded onto the layers that they are of. "
+                f"Received: a file for {names}, and a backbone with adapters "
+                f"on {sorted({layer.name for layer in enabled})}. Load it "
+                "into a backbone without adapters."
+            )
+        super().load_lora_weights(filepath)
+
+    def merge_lora(self):
+        """Adds the adapters to the weights and removes them.
+
+        The outputs stay what they were, and the weights are those of a
+        backbone without adapters, all of them trainable.
+
+        Raises:
+            ValueError: without adapters, and for quantized layers.
+        """
+        adapters.merge(self)
+
+    def quantize(self, mode=None, config=None, filters=None, **kwargs):
+        """Quantizes the matrices. See `GriffinCausalLM.quantize`."""
+        filters = quantization.choose_layers(self, mode, filters)
+        super().quantize(mode, config=config, filters=filters, **kwargs)
+        quantization.save_zero_points(self)
+
+    def get_quantization_layer_structure(self, mode=None):
+        """What GPTQ and AWQ run one after the other."""
         return {
-            **super().get_config(),
+            "pre_block_layers": [self._embed],
+            "sequential_blocks": self.blocks,
+        }
+
+    def get_config(self):
+        saved = quantization.saved_quantization(self)
+        return {
+            # KerasHub's own would put the layers' policies into a map, which
+            # takes their names away when it is written.
+            "name": self.name,
+            "trainable": self.trainable,
+            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
+            **({"quantization": saved} if saved else {}),
             "vocabulary_size": self.vocabulary_size,
             "num_layers": self.num_layers,
             "hidden_dim": self.hidden_dim,
@@ -437,6 +540,18 @@ class GriffinBackbone(Backbone):
             "implementation": self.implementation,
             "decay_initializer": self.decay_initializer,
         }
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        saved = config.pop("quantization", {})
+        if saved:
+            dtype = config.get("dtype")
+            config["dtype"] = quantization.quantized_policy(dtype, saved)
+        backbone = super().from_config(config)
+        quantization.set_input_quantizers(backbone, saved)
+        quantization.save_zero_points(backbone)
+        return backbone
 
 
 def fill_inputs(inputs):

@@ -11,6 +11,8 @@ from keras_hub.samplers import SpeculativeSampler
 
 from keras_griffin.distribution.griffin_parallel import GriffinParallel
 from keras_griffin.distribution.layout_map import check_layout_map
+from keras_griffin.models import quantization
+from keras_griffin.models import turns
 from keras_griffin.models.chat_session import ChatSession
 from keras_griffin.models.griffin_backbone import GriffinBackbone
 from keras_griffin.models.griffin_backbone import check_inputs
@@ -19,6 +21,7 @@ from keras_griffin.models.griffin_backbone import fill_inputs
 from keras_griffin.models.griffin_causal_lm_preprocessor import (
     GriffinCausalLMPreprocessor,
 )
+from keras_griffin.models.preset_index import preprocessor_arguments
 from keras_griffin.models.preset_loading import find_preset
 from keras_griffin.models.prompts import Prompts
 from keras_griffin.models.prompts import bucket
@@ -126,6 +129,7 @@ class GriffinCausalLM(CausalLM):
             inputs=inputs, outputs=self._logits(backbone(inputs)), **kwargs
         )
         self._state_functions = {}
+        self._structure = None
         if keras.config.backend() == "torch":
             # Else `parameters()` is empty, as what came before `__init__` of
             # `keras.Model` is forgotten by PyTorch, and DDP finds nothing.
@@ -176,7 +180,7 @@ class GriffinCausalLM(CausalLM):
             )
         if "preprocessor" not in kwargs and source.kind == "huggingface":
             kwargs["preprocessor"] = GriffinCausalLMPreprocessor.from_preset(
-                source.path
+                source.path, **preprocessor_arguments(preset)
             )
         return cls(**kwargs)
 
@@ -288,18 +292,25 @@ class GriffinCausalLM(CausalLM):
         # A PyDataset holds batches already; KerasHub would not take it.
         is_batches = isinstance(x, keras.utils.PyDataset)
         if self.preprocessor is not None and not is_batches:
+            x = self.preprocessor.for_pipeline(x)
+            validation = kwargs.get("validation_data")
+            if turns.are_conversations(validation):
+                validation = self.preprocessor.for_pipeline(validation)
+                kwargs["validation_data"] = (validation,)
             return super().fit(x, y, **kwargs)
         self._check_arrays(x)
         return keras.Model.fit(self, x, y, **kwargs)
 
     def evaluate(self, x=None, y=None, **kwargs):
         if self.preprocessor is not None:
+            x = self.preprocessor.for_pipeline(x)
             return super().evaluate(x, y, **kwargs)
         self._check_arrays(x)
         return keras.Model.evaluate(self, x, y, **kwargs)
 
     def predict(self, x=None, **kwargs):
         if self.preprocessor is not None:
+            x = self.preprocessor.for_pipeline(x)
             return super().predict(x, **kwargs)
         self._check_arrays(x)
         return keras.Model.predict(self, x, **kwargs)
@@ -388,9 +399,42 @@ class GriffinCausalLM(CausalLM):
             self.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy
         )
 
-    def _post_quantize(self, mode, **kwargs):
-        super()._post_quantize(mode, **kwargs)
-        self._state_functions = {}
+    def quantize(self, mode=None, config=None, filters=None, **kwargs):
+        """Quantizes the dense layers and, to int8 and int4, the embedding.
+
+        The convolutions, the gates and decays of the RG-LRUs and the norms
+        stay as they are. It can't be undone.
+
+        Args:
+            mode: `"int8"` (weights and activations), `"int4"` (weights),
+                `"float8"` (for training: the weights stay float beside their
+                scales), `"gptq"` or `"awq"` (4 bits, from texts). Defaults to
+                `None`: the mode of `config`.
+            config: a `keras.quantizers.QuantizationConfig`; needed for GPTQ
+                and AWQ, which take their texts from it.
+            filters: a regular expression for layers' names, a list of them,
+                or a function of a layer. Defaults to `None`: all.
+
+        Raises:
+            ValueError: for filters that match nothing, for float8, GPTQ and
+                AWQ of a model with LoRA, and as `keras.Model.quantize`.
+
+        Example:
+        ```python
+        model = keras_griffin.GriffinCausalLM.from_preset(
+            "griffin_shakespeare_en"
+        )
+        model.quantize("int8")
+        model.generate("ROMEO:", max_new_tokens=20)
+        model.save_to_preset("./my_int8_griffin")
+        ```
+        """
+        filters = quantization.choose_layers(self, mode, filters)
+        super().quantize(mode, config=config, filters=filters, **kwargs)
+        quantization.save_zero_points(self)
+
+    def get_quantization_layer_structure(self, mode=None):
+        return self.backbone.get_quantization_layer_structure(mode)
 
     # === State ===
 
@@ -523,9 +567,36 @@ class GriffinCausalLM(CausalLM):
 
     def _run(self, name, function, *args):
         """Runs a function of the model's weights, compiled once a shape."""
+        self._forget_stale_functions()
         if name not in self._state_functions:
             self._state_functions[name] = self._compile_function(function)
         return self._state_functions[name](*args)
+
+    def _forget_stale_functions(self):
+        """Drops compiled functions of weights that are no longer there.
+
+        LoRA, merging and quantization of the backbone change its weights
+        without telling this model, and a `tf.function` would not notice.
+        """
+        structure = [(v.path, v.dtype, v.shape) for v in self.variables]
+        if structure != self._structure:
+            self._structure = structure
+            self._state_functions = {}
+            self.train_function = None
+            self.test_function = None
+            self.predict_function = None
+
+    def make_train_function(self, *args, **kwargs):
+        self._forget_stale_functions()
+        return super().make_train_function(*args, **kwargs)
+
+    def make_test_function(self, *args, **kwargs):
+        self._forget_stale_functions()
+        return super().make_test_function(*args, **kwargs)
+
+    def make_predict_function(self, *args, **kwargs):
+        self._forget_stale_functions()
+        return super().make_predict_function(*args, **kwargs)
 
     def _compile_function(self, function, variables=()):
         """Compiles a function of the weights that may change `variables`."""
@@ -585,14 +656,16 @@ class GriffinCausalLM(CausalLM):
         already; another kind of sampler compiles once.
 
         Args:
-            inputs: str, list of str or a `tf.data.Dataset` of them. Without
-                a preprocessor a dict of `"token_ids"` and `"padding_mask"`
+            inputs: str, list of str or a `tf.data.Dataset` of them; or, where
+                the preprocessor has a `turn_format`, a list of messages that
+                ends with the user's, or a list of such lists. Without a
+                preprocessor a dict of `"token_ids"` and `"padding_mask"`
                 `(batch, max_length)`, the room included.
             max_length: int. Tokens of prompt and text together. Defaults to
                 the preprocessor's `sequence_length`.
-            stop_token_ids: `"auto"` (the tokenizer's end token), a sequence
-                of ids any of which ends a row, or `None`. Defaults to
-                `"auto"`.
+            stop_token_ids: `"auto"` (the tokenizer's end token, and
+                `<end_of_turn>` where there is a `turn_format`), a sequence of
+                ids any of which ends a row, or `None`. Defaults to `"auto"`.
             strip_prompt: bool. Return the new tokens alone. Defaults to
                 `False`.
             max_new_tokens: int. New tokens of every row, in place of
@@ -610,7 +683,8 @@ class GriffinCausalLM(CausalLM):
 
         Returns:
             What went in, continued: a string, a list, or a dict of
-            `"token_ids"` and `"padding_mask"`. With `return_state=True`
+            `"token_ids"` and `"padding_mask"`. For messages the reply alone,
+            without the token that stopped it. With `return_state=True`
             `(outputs, state)`.
 
         Raises:
@@ -626,6 +700,11 @@ class GriffinCausalLM(CausalLM):
         sampler = self._call_sampler(sampler, temperature, seed)
         stop_token_ids = self._stop_token_ids(stop_token_ids)
         _check_lengths(max_length, max_new_tokens)
+        is_chat = turns.is_conversation(inputs) or turns.are_conversations(
+            inputs
+        )
+        if is_chat and self.preprocessor is not None:
+            inputs = self.preprocessor.render_prompts(inputs)
         if (state is not None or return_state) and is_search(sampler):
             raise ValueError(
                 "A state goes with a sampler that takes one token after the "
@@ -647,7 +726,12 @@ class GriffinCausalLM(CausalLM):
             generated, last_state = self._generate_tokens(
                 prompts, stop_token_ids, sampler, state
             )
-            output = prompts.outputs(generated, stop_token_ids, strip_prompt)
+            output = prompts.outputs(
+                generated,
+                stop_token_ids,
+                strip_prompt=strip_prompt or is_chat,
+                keep_stop=not is_chat,
+            )
             if self.preprocessor is not None:
                 output = self.preprocessor.generate_postprocess(output)
             outputs.append(output)
@@ -699,7 +783,7 @@ class GriffinCausalLM(CausalLM):
                 "Received: preprocessor=None. Give a tuple of ids, or None "
                 "to stop at the length alone."
             )
-        return (self.preprocessor.tokenizer.end_token_id,)
+        return self.preprocessor.stop_token_ids
 
     def _prompts(self, inputs, max_length, max_new_tokens, state):
         preprocessor = self.preprocessor
@@ -809,6 +893,7 @@ class GriffinCausalLM(CausalLM):
 
         The numbers of `SETTINGS` and the seed go in as data.
         """
+        self._forget_stale_functions()
         key = (name, *kind_of_sampler(sampler))
         if key not in self._state_functions:
             own = copy_sampler(sampler)
@@ -949,7 +1034,7 @@ class GriffinCausalLM(CausalLM):
         """Generates text for one prompt, and yields it as it is made.
 
         Args:
-            inputs: str. The prompt.
+            inputs: str, or messages that end with the user's. The prompt.
             max_length, stop_token_ids, max_new_tokens, sampler, temperature,
                 seed, state: see `generate`.
             return_state: bool. Also yield the state after all tokens so far,
@@ -971,6 +1056,8 @@ class GriffinCausalLM(CausalLM):
             print(piece, end="", flush=True)
         ```
         """
+        if self.preprocessor is not None and turns.is_conversation(inputs):
+            inputs = self.preprocessor.render_prompts(inputs)
         if self.preprocessor is None or not isinstance(inputs, str):
             raise ValueError(
                 "`generate_stream` takes one prompt as a string, with a "

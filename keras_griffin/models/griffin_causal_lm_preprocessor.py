@@ -1,11 +1,23 @@
+import json
+import os
+
 import keras
+import numpy as np
+import sentencepiece
 from keras_hub.layers import StartEndPacker
 from keras_hub.models import CausalLMPreprocessor
 
+from keras_griffin.models import turns
 from keras_griffin.models.griffin_backbone import GriffinBackbone
 from keras_griffin.models.griffin_tokenizer import GriffinTokenizer
 from keras_griffin.models.griffin_tokenizer import check_text
+from keras_griffin.models.preset_index import preprocessor_arguments
+from keras_griffin.models.preset_loading import TOKENIZER_CONFIG_FILE
 from keras_griffin.models.preset_loading import find_preset
+
+PAIR = {"prompts", "responses"}
+# Conversations on their way through a pipeline.
+TURNS_KEY = "turns"
 
 
 @keras.saving.register_keras_serializable(package="keras_griffin")
@@ -21,30 +33,50 @@ class GriffinCausalLMPreprocessor(CausalLMPreprocessor):
     not fit is an error, not cut off without a word, and `add_start_token`
     holds for prompts too.
 
+    Besides text it takes instructions, of which only the responses are
+    learned: `{"prompts": ..., "responses": ...}` and, with a `turn_format`,
+    conversations, lists of messages `{"role": "user" or "model", "content":
+    ...}` (`"assistant"` is `"model"`). With `turn_format="gemma"` both are
+    written in turns,
+    ```
+    <start_of_turn>user\nHello<end_of_turn>\n<start_of_turn>model\n
+    Hi!<end_of_turn>\n
+    ```
+    and what is learned is the model's words and its `<end_of_turn>`; without,
+    a response follows its prompt and ends with the end token. A content that
+    spells `<end_of_turn>` out is read as these letters, not as the token.
+
     Args:
         tokenizer: a `GriffinTokenizer`.
         sequence_length: int. Length of the rows, and default of `generate`'s
             `max_length`. Defaults to `1024` [tokens].
         add_start_token: bool. Begin with the start token. Defaults to `True`.
-        add_end_token: bool. End training texts that fit with the end token.
-            Defaults to `True`.
+        add_end_token: bool. End training texts that fit with the end token;
+            turns have their own end. Defaults to `True`.
+        turn_format: `"gemma"`, which the instruction-tuned presets have, or
+            `None`. Plain strings stay as they are in any case. Defaults to
+            `None`.
         **kwargs: see `keras_hub.models.CausalLMPreprocessor`.
 
     Call arguments:
-        x: str, list of str, or array or `tf.Tensor` of strings.
+        x: str, list of str, or array or `tf.Tensor` of strings; a dict of
+            them as `"prompts"` and `"responses"`; a list of messages, or a
+            list of such lists (which a `tf.data` pipeline can't hold).
         y: must be `None`: labels come from `x`. Ignored.
         sample_weight: must be `None`, likewise. Ignored.
         sequence_length: int. Overrides the constructor's.
 
     Returns:
         `(x, y, sample_weight)`: the dict of `"token_ids"` and
-        `"padding_mask"`, the next tokens, and true where there is one. Shape
-        `(batch, sequence_length)` each.
+        `"padding_mask"`, the next tokens, and true where there is one that is
+        to be learned. Shape `(batch, sequence_length)` each.
 
     Raises:
-        ValueError: for inputs that are not text, and in `generate_preprocess`
-            for a prompt longer than `sequence_length` (in a `tf.data`
-            pipeline `tf.errors.InvalidArgumentError`).
+        ValueError: for an unknown `turn_format` or a vocabulary without its
+            tokens, for inputs that are not text, for messages without a
+            `turn_format`, in another order or of another role, and in
+            `generate_preprocess` for a prompt longer than `sequence_length`
+            (in a `tf.data` pipeline `tf.errors.InvalidArgumentError`).
 
     Example:
     ```python
@@ -54,6 +86,9 @@ class GriffinCausalLMPreprocessor(CausalLMPreprocessor):
     x, y, sample_weight = preprocessor(["To be, or not to be"])
     prompt = preprocessor.generate_preprocess(["ROMEO:"])
     preprocessor.generate_postprocess(prompt)  # ["ROMEO:"]
+
+    data = {"prompts": ["Who is there?"], "responses": ["Romeo."]}
+    x, y, sample_weight = preprocessor(data)  # weight on the response alone
     ```
 
     Source:
@@ -62,6 +97,30 @@ class GriffinCausalLMPreprocessor(CausalLMPreprocessor):
 
     backbone_cls = GriffinBackbone
     tokenizer_cls = GriffinTokenizer
+
+    def __init__(
+        self,
+        tokenizer,
+        sequence_length=1024,
+        add_start_token=True,
+        add_end_token=True,
+        turn_format=None,
+        **kwargs,
+    ):
+        if turn_format not in turns.TURN_FORMATS:
+            raise ValueError(
+                f"`turn_format` must be one of {turns.TURN_FORMATS}. Received: "
+                f"{turn_format!r}. RecurrentGemma's instruction-tuned models "
+                "use 'gemma'."
+            )
+        super().__init__(
+            tokenizer,
+            sequence_length=sequence_length,
+            add_start_token=add_start_token,
+            add_end_token=add_end_token,
+            **kwargs,
+        )
+        self.turn_format = turn_format
 
     @classmethod
     def from_preset(cls, preset, **kwargs):
@@ -82,10 +141,29 @@ class GriffinCausalLMPreprocessor(CausalLMPreprocessor):
         source = find_preset(preset, load_weights=False)
         if source.kind == "keras":
             return super().from_preset(source.path, **kwargs)
+        if source.kind == "huggingface":
+            kwargs = {"turn_format": _turn_format(source.path), **kwargs}
+        kwargs = {**preprocessor_arguments(preset), **kwargs}
         return cls(GriffinTokenizer.from_preset(preset), **kwargs)
+
+    @property
+    def stop_token_ids(self):
+        """The ids that end what is generated, a tuple."""
+        stops = (self.tokenizer.end_token_id,)
+        if self.turn_format is None:
+            return stops
+        return (*stops, self.tokenizer.token_to_id(turns.END_OF_TURN))
 
     def build(self, input_shape):
         super().build(input_shape)
+        if self.turn_format is not None:
+            _check_turn_tokens(self.tokenizer)
+        self._learned_packer = StartEndPacker(
+            start_value=0 if self.add_start_token else None,
+            end_value=1,
+            pad_value=0,
+            sequence_length=self.sequence_length,
+        )
         if not self.add_start_token:
             # KerasHub starts prompts with the packer's token in any case.
             self.packer = StartEndPacker(
@@ -96,7 +174,11 @@ class GriffinCausalLMPreprocessor(CausalLMPreprocessor):
             )
 
     def call(self, x, y=None, sample_weight=None, sequence_length=None):
-        check_text(x)
+        x = self.for_pipeline(x)
+        if isinstance(x, dict) and set(x) & {*PAIR, TURNS_KEY}:
+            _check_pairs(x)
+        else:
+            check_text(x)
         return super().call(
             x,
             y=y,
@@ -104,11 +186,103 @@ class GriffinCausalLMPreprocessor(CausalLMPreprocessor):
             sequence_length=sequence_length,
         )
 
+    def for_pipeline(self, x):
+        """Conversations to learn from as strings, anything else as it is."""
+        if turns.is_conversation(x):
+            return {TURNS_KEY: self._render(x, "model")}
+        if turns.are_conversations(x):
+            return {TURNS_KEY: [self._render(c, "model") for c in x]}
+        return x
+
+    def _render(self, messages, last):
+        if self.turn_format is None:
+            raise ValueError(
+                "Messages need a `turn_format`. Received: a list of messages, "
+                "and turn_format=None. For a model that knows Gemma's turns "
+                "load the preprocessor with turn_format='gemma', or write the "
+                "conversation as plain text."
+            )
+        return turns.render(messages, last)
+
+    def _call_python(self, x, y=None, sample_weight=None, sequence_length=None):
+        if not isinstance(x, dict):
+            return super()._call_python(
+                x, y, sample_weight, sequence_length=sequence_length
+            )
+        length = (sequence_length or self.sequence_length) + 1
+        token_ids, learned = self._tokenize_pairs(x)
+        arguments = {
+            "sequence_length": length,
+            "add_start_value": self.add_start_token,
+            "add_end_value": self.add_end_token and self.turn_format is None,
+        }
+        token_ids, mask = self.packer(token_ids, **arguments)
+        learned = self._learned_packer(learned, **arguments)
+        x = {"token_ids": token_ids[..., :-1], "padding_mask": mask[..., :-1]}
+        return x, token_ids[..., 1:], learned[..., 1:] == 1
+
+    def _tokenize_pairs(self, x):
+        """Token ids of a dict of texts, and which of them are learned."""
+        first = next(iter(x.values()))
+        if _is_symbolic(first):
+            texts, scalar = self._join(x), first.shape.rank == 0
+            texts = texts[None] if scalar else texts
+        else:
+            scalar = isinstance(first, str) or getattr(first, "ndim", 1) == 0
+            columns = {name: turns.strings(text) for name, text in x.items()}
+            sizes = {name: len(texts) for name, texts in columns.items()}
+            if len(set(sizes.values())) > 1:
+                raise ValueError(
+                    "There must be one response for each prompt. Received: "
+                    f"{sizes}. Give lists of the same length."
+                )
+            rows = zip(*columns.values(), strict=True)
+            texts = [
+                self._join(dict(zip(columns, row, strict=True))) for row in rows
+            ]
+        ids, learned = turns.tokenize(self.tokenizer, texts)
+        return (ids[0], learned[0]) if scalar else (ids, learned)
+
+    def _join(self, x):
+        if TURNS_KEY in x:
+            return x[TURNS_KEY]
+        if self.turn_format is None:
+            return turns.plain_pair(x["prompts"], x["responses"])
+        return turns.user_turn(x["prompts"]) + turns.model_turn(x["responses"])
+
+    def _tokenize_prompts(self, x):
+        if isinstance(x, turns.Turns):
+            ids, _ = turns.tokenize(self.tokenizer, [x])
+            return np.array(ids[0], "int32")
+        if isinstance(x, list) and any(isinstance(t, turns.Turns) for t in x):
+            return turns.tokenize(self.tokenizer, x)[0]
+        return self.tokenizer(x)
+
+    def render_prompts(self, x):
+        """Conversations to answer as strings, anything else checked."""
+        if turns.is_conversation(x):
+            return self._render(x, "user")
+        if turns.are_conversations(x):
+            return [self._render(c, "user") for c in x]
+        check_text(x)
+        return x
+
+    def _generate_preprocess_python(self, x, sequence_length=None):
+        if not self.built:
+            self.build(None)
+        token_ids, padding_mask = self.packer(
+            self._tokenize_prompts(x),
+            sequence_length=sequence_length,
+            add_end_value=False,
+        )
+        return {"token_ids": token_ids, "padding_mask": padding_mask}
+
     def generate_preprocess(self, x, sequence_length=None):
         """Returns the token ids and padding mask of prompts.
 
         Args:
-            x: str, list of str, or array or `tf.Tensor` of strings.
+            x: str, list of str, or array or `tf.Tensor` of strings; or
+                messages, the last one the user's, or a list of such lists.
             sequence_length: int. Room for prompt and generated text. Defaults
                 to the constructor's [tokens].
 
@@ -120,19 +294,18 @@ class GriffinCausalLMPreprocessor(CausalLMPreprocessor):
         Raises:
             ValueError: for a prompt that is longer than `sequence_length`.
         """
-        check_text(x)
+        x = self.render_prompts(x)
         sequence_length = sequence_length or self.sequence_length
-        self._check_fits(self.tokenizer(x), sequence_length)
+        self._check_fits(self._tokenize_prompts(x), sequence_length)
         return super().generate_preprocess(x, sequence_length=sequence_length)
 
     def longest_prompt(self, x):
         """Returns the tokens of the longest prompt, the start token included.
 
         Args:
-            x: str, list of str, or array or `tf.Tensor` of strings.
+            x: as of `generate_preprocess`.
         """
-        check_text(x)
-        token_ids = self.tokenizer(x)
+        token_ids = self._tokenize_prompts(self.render_prompts(x))
         rows = token_ids if isinstance(token_ids, list) else [token_ids]
         start = 1 if self.add_start_token else 0
         return start + max((len(row) for row in rows), default=0)
@@ -167,4 +340,52 @@ class GriffinCausalLMPreprocessor(CausalLMPreprocessor):
         if longest > sequence_length:
             raise ValueError(
                 f"{rule} and a prompt of {longest} tokens. {advice}"
+            )
+
+    def get_config(self):
+        return {**super().get_config(), "turn_format": self.turn_format}
+
+
+def _check_pairs(x):
+    if set(x) not in (PAIR, {TURNS_KEY}):
+        raise ValueError(
+            "Instructions must be a dict of 'prompts' and 'responses'. "
+            f"Received: a dict with {sorted(x)}. Prompts alone are learned as "
+            "plain text, without a dict."
+        )
+    for texts in x.values():
+        check_text(texts)
+
+
+def _is_symbolic(x):
+    """Whether `x` is a tensor in a `tf.data` pipeline."""
+    return type(x).__module__.startswith("tensorflow") and (
+        type(x).__name__ != "EagerTensor"
+    )
+
+
+def _turn_format(folder):
+    """The turn format of a checkpoint in Hugging Face's format."""
+    path = os.path.join(folder, TOKENIZER_CONFIG_FILE)
+    if not os.path.isfile(path):
+        return None
+    with open(path, encoding="utf-8") as file:
+        template = json.load(file).get("chat_template") or ""
+    return "gemma" if turns.START_OF_TURN in str(template) else None
+
+
+def _check_turn_tokens(tokenizer):
+    processor = sentencepiece.SentencePieceProcessor(
+        model_proto=tokenizer.proto
+    )
+    for token in (turns.START_OF_TURN, turns.END_OF_TURN):
+        ids = processor.encode(token)
+        if len(ids) != 1 or processor.id_to_piece(ids[0]) != token:
+            raise ValueError(
+                "turn_format='gemma' needs a vocabulary that reads "
+                f"{turns.START_OF_TURN} and {turns.END_OF_TURN} as one token "
+                "each (user-defined pieces, and no space put in front). "
+                f"Received: one that reads {token} as "
+                f"{[processor.id_to_piece(i) for i in ids]}. Take the "
+                "tokenizer of an instruction-tuned model, or turn_format=None."
             )

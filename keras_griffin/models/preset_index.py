@@ -41,7 +41,8 @@ def preset_entry(name):
         A dict: "name", "description", "parameters" (their number, embeddings
         included), "source" (where the sizes come from), "weights" (`None`, or
         a dict of handles: "shipped" a folder of `presets/`, "hf", "kaggle"),
-        "backbone" (the arguments of `GriffinBackbone`).
+        "backbone" (the arguments of `GriffinBackbone`), and where they are
+        not the defaults "preprocessor" (those of its preprocessor).
 
     Raises:
         ValueError: if no preset has this name.
@@ -63,6 +64,21 @@ def preset_entry(name):
         )
     text = _folder().joinpath(name + _ENDING).read_text(encoding="utf-8")
     return json.loads(text)
+
+
+def preprocessor_arguments(preset):
+    """What the preprocessor of a preset is made with, beside its tokenizer.
+
+    Args:
+        preset: string. A name, or anything else a preset can be, for which
+            nothing is known here.
+
+    Returns:
+        A dict of arguments of `GriffinCausalLMPreprocessor`.
+    """
+    if preset not in preset_names():
+        return {}
+    return preset_entry(preset).get("preprocessor", {})
 
 
 def shipped_preset_path(name):

@@ -13,7 +13,13 @@ from keras_griffin.models.preset_index import shipped_preset_path
 HF_PREFIX = "hf://"
 
 # What a Hub repository in Hugging Face's format is read from.
-HF_FILES = ("config.json", "*.safetensors*", "tokenizer.model")
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+HF_FILES = (
+    "config.json",
+    "*.safetensors*",
+    "tokenizer.model",
+    TOKENIZER_CONFIG_FILE,
+)
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.weights.h5"

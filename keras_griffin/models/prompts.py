@@ -119,13 +119,16 @@ class Prompts:
             "buffer": np.zeros((batch, width), "int32"),
         }
 
-    def outputs(self, generated, stop_token_ids, strip_prompt=False):
+    def outputs(
+        self, generated, stop_token_ids, strip_prompt=False, keep_stop=True
+    ):
         """Returns prompts and new tokens in KerasHub's format.
 
         Args:
             generated: `(batch, num_steps)` ids, or `None`.
             stop_token_ids: ids after which a row has ended.
             strip_prompt: bool. Leave the prompts out.
+            keep_stop: bool. Whether the stop id is an output too.
         """
         shape = (len(self.rows), self._max_length)
         token_ids = np.zeros(shape, self._dtype)
@@ -134,7 +137,9 @@ class Prompts:
             row = row[:0] if strip_prompt else row
             if generated is not None:
                 new = generated[i, : self.steps[i]]
-                row = np.concatenate([row, self.cut(new, stop_token_ids)])
+                row = np.concatenate(
+                    [row, self.cut(new, stop_token_ids, keep_stop)]
+                )
             token_ids[i, : len(row)] = row
             mask[i, : len(row)] = True
         return {"token_ids": token_ids, "padding_mask": mask}

@@ -1,33 +1,10 @@
-import io
-
 import numpy as np
 import pytest
-import sentencepiece
 
 import keras_griffin
 from support.checks import to_numpy
 from support.models import tiny_model
-
-
-def tokenizer_with_turns():
-    file = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["to be or not to be"] * 4),
-        model_writer=file,
-        vocab_size=300,
-        pad_id=0,
-        eos_id=1,
-        bos_id=2,
-        unk_id=3,
-        pad_piece="<pad>",
-        eos_piece="<eos>",
-        bos_piece="<bos>",
-        byte_fallback=True,
-        hard_vocab_limit=False,
-        user_defined_symbols=["<start_of_turn>", "<end_of_turn>"],
-        minloglevel=2,
-    )
-    return keras_griffin.GriffinTokenizer(file.getvalue())
+from support.turns import tokenizer_with_turns
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +12,7 @@ def model():
     tokenizer = tokenizer_with_turns()
     model = tiny_model(vocabulary_size=tokenizer.vocabulary_size())
     model.preprocessor = keras_griffin.GriffinCausalLMPreprocessor(
-        tokenizer, sequence_length=64
+        tokenizer, sequence_length=64, turn_format="gemma"
     )
     return model
 
@@ -48,7 +25,6 @@ def test_a_turn_reads_only_what_is_new(model):
         history,
         max_new_tokens=9,
         strip_prompt=True,
-        stop_token_ids=chat._stops,
     )
     whole = whole.removesuffix("<end_of_turn>")
     assert replies[0].strip() == whole.strip()
@@ -56,7 +32,30 @@ def test_a_turn_reads_only_what_is_new(model):
     assert chat._turn("not") == f"{turn}<start_of_turn>model\n"
     tokenizer = model.preprocessor.tokenizer
     assert len(tokenizer(chat._turn("not"))) < 40
+    messages = [{"role": "user", "content": "to be"}]
+    assert replies[0] == model.generate(messages, max_new_tokens=9)
     assert to_numpy(chat.state["length"])[0] > 40
+
+
+def test_what_is_typed_cannot_end_a_turn(model):
+    chat = model.chat(max_new_tokens=2)
+    list(chat.send("a<end_of_turn>"))
+    plain = model.chat(max_new_tokens=2)
+    list(plain.send("a"))
+    # Written out: "<end_of" and "_turn>", not one token more.
+    written = len(model.preprocessor.tokenizer(["<end_of", "_turn>"])[0])
+    assert written > 1
+    lengths = [int(to_numpy(c.state["length"])[0]) for c in (chat, plain)]
+    assert lengths[0] > lengths[1] + written
+
+
+def test_without_a_turn_format_messages_are_text(model):
+    model.preprocessor.turn_format = None
+    chat = model.chat()
+    assert chat._turn("to be") == "to be"
+    chat.state = {}
+    assert chat._turn("to be") == "\nto be"
+    model.preprocessor.turn_format = "gemma"
 
 
 def test_a_reply_that_is_stopped_stays_in_the_conversation(model):

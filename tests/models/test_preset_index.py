@@ -86,6 +86,7 @@ def test_entry(name):
         "source",
         "weights",
         "backbone",
+        *(["preprocessor"] if "instruct" in name else []),
     ]
     assert entry["name"] == name
     assert entry["description"].endswith(".")
@@ -93,6 +94,14 @@ def test_entry(name):
         preset_index.parameter_count(entry["backbone"])
     )
     assert set(entry["weights"] or {}) <= {"shipped", "hf", "kaggle"}
+
+
+@pytest.mark.backend_independent
+@pytest.mark.parametrize("name", NAMES)
+def test_preprocessor_arguments(name):
+    expected = {"turn_format": "gemma"} if "instruct" in name else {}
+    assert preset_index.preprocessor_arguments(name) == expected
+    assert preset_index.preprocessor_arguments(f"./{name}") == {}
 
 
 @pytest.mark.backend_independent

@@ -1,0 +1,166 @@
+"""Low-rank adapters (LoRA) of a backbone: where they go, files, merging."""
+
+import h5py
+import keras
+from keras import ops
+
+# Every matrix of the three kinds of branches: adapting all linear layers is
+# what matches full fine-tuning. Source: QLoRA, arXiv:2305.14314, figure 2.
+LORA_LAYER_NAMES = (
+    "linear_x",
+    "linear_y",
+    "linear_out",
+    "query",
+    "key",
+    "value",
+    "output_dense",
+    "gate",
+    "up",
+    "down",
+)
+
+# Keras trains an adapter on these kernels only.
+LORA_QUANTIZATIONS = (None, "int8", "int4")
+
+
+def weighted_layers(backbone):
+    """The layers among which KerasHub's adapter files count."""
+    layers = backbone._flatten_layers(include_self=False)
+    return [layer for layer in layers if layer.weights]
+
+
+def lora_layers(backbone):
+    """The layers that have an adapter."""
+    return [
+        layer
+        for layer in backbone._flatten_layers()
+        if getattr(layer, "lora_enabled", False)
+    ]
+
+
+def check_targets(backbone, rank, names):
+    """Raises unless adapters of `rank` can be put on the layers `names`."""
+    if not isinstance(rank, int) or rank < 1:
+        raise ValueError(
+            f"`rank` must be an integer of at least 1. Received: {rank!r}. 4 "
+            "to 16 are usual."
+        )
+    if lora_layers(backbone):
+        raise ValueError(
+            "A backbone takes adapters once. Received: a backbone that has "
+            "some. `merge_lora` puts them into the weights; then new ones can "
+            "be enabled."
+        )
+    layers = weighted_layers(backbone)
+    possible = {
+        layer.name for layer in layers if type(layer) is keras.layers.Dense
+    }
+    unknown = [name for name in names if name not in possible]
+    if unknown or not names:
+        raise ValueError(
+            "`target_layer_names` must name dense layers of this backbone: "
+            f"{sorted(possible)}. Received: {list(names)}. The gates of the "
+            "RG-LRU are block-diagonal and small, and the embedding is not in "
+            "KerasHub's adapter files: set their `trainable` to True to train "
+            "them whole."
+        )
+    for layer in layers:
+        mode = layer.quantization_mode
+        if layer.name in names and mode not in LORA_QUANTIZATIONS:
+            raise ValueError(
+                "Adapters go onto float, int8 and int4 kernels. Received: "
+                f"{layer.path!r} quantized to {mode}. Enable them before "
+                "quantizing to int8 or int4, or train without quantization."
+            )
+
+
+def freeze_biases(backbone):
+    """Leaves the adapters as all that is trained.
+
+    KerasHub's `enable_lora` would also train the biases of their layers,
+    which its adapter files do not have.
+    """
+    for layer in lora_layers(backbone):
+        if layer.bias is not None:
+            layer.bias.trainable = False
+
+
+def targets_of_file(backbone, path):
+    """The rank and the layer names of an adapter file; checks that it fits.
+
+    Args:
+        backbone: a `GriffinBackbone`.
+        path: str or path. A file of `save_lora_weights`.
+
+    Returns:
+        `(rank, names)`.
+    """
+    layers = weighted_layers(backbone)
+    try:
+        with h5py.File(path, "r") as file:
+            rank = int(file["lora/vars/rank"][()])
+            shapes = {
+                int(index): [
+                    group[f"vars/lora_kernel_{side}"].shape for side in "ab"
+                ]
+                for index, group in file["lora"].items()
+                if index.isdigit()
+            }
+    except (OSError, KeyError) as error:
+        raise ValueError(
+            "An adapter file must be one that `save_lora_weights` wrote. "
+            f"Received: {str(path)!r} ({error}). Check the path."
+        ) from error
+    for index, (a, b) in shapes.items():
+        layer = layers[index] if index < len(layers) else None
+        if type(layer) is not keras.layers.Dense or (
+            a[0],
+            b[1],
+        ) != kernel_shape(layer):
+            raise ValueError(
+                "An adapter file must belong to a backbone of the same sizes. "
+                f"Received: {str(path)!r} with an adapter of shape {a} x {b} "
+                f"for layer {index}, here "
+                f"{None if layer is None else layer.path!r}. Load the base "
+                "model that it was trained on."
+            )
+    return rank, sorted({layers[index].name for index in shapes})
+
+
+def kernel_shape(dense):
+    """`(inputs, units)`, also of a packed kernel."""
+    return (dense.input_spec.axes[-1], dense.units)
+
+
+def merge(backbone):
+    """Adds the adapters to the kernels in float32, and removes them."""
+    layers = lora_layers(backbone)
+    if not layers:
+        raise ValueError(
+            "There must be adapters to merge. Received: a backbone without "
+            "any. Call `enable_lora` or `load_lora_weights` first."
+        )
+    for layer in layers:
+        if layer.quantization_mode is not None:
+            raise ValueError(
+                "Adapters are merged into float kernels; a quantized kernel "
+                f"would round them away. Received: {layer.path!r} quantized "
+                f"to {layer.quantization_mode}. Save them by "
+                "`save_lora_weights`, load the float model, then "
+                "`load_lora_weights`, `merge_lora` and `quantize`."
+            )
+    for layer in layers:
+        delta = ops.matmul(layer.lora_kernel_a, layer.lora_kernel_b)
+        delta = delta * (layer.lora_alpha / layer.lora_rank)
+        kernel = layer._kernel
+        kernel.assign(
+            ops.cast(ops.cast(kernel, "float32") + delta, kernel.dtype)
+        )
+        for name in ("lora_kernel_a", "lora_kernel_b"):
+            # `del` would collect all of Python's garbage, once a variable.
+            layer._untrack_variable(getattr(layer, name))
+            setattr(layer, name, None)
+        layer.lora_enabled = False
+        layer.lora_rank = layer.lora_alpha = None
+    backbone._lora_enabled_layers = []
+    backbone.trainable = True
