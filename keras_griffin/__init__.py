@@ -15,6 +15,9 @@ from keras_griffin.version import __version__ as __version__  # noqa: E402
 if not started_as_command():
     with quiet_tensorflow():
         from keras_griffin import layers as layers
+        from keras_griffin.models.griffin_adamw import (
+            GriffinAdamW as GriffinAdamW,
+        )
         from keras_griffin.models.griffin_backbone import (
             GriffinBackbone as GriffinBackbone,
         )
@@ -24,6 +27,12 @@ if not started_as_command():
         from keras_griffin.models.griffin_causal_lm_preprocessor import (
             GriffinCausalLMPreprocessor as GriffinCausalLMPreprocessor,
         )
+        from keras_griffin.models.griffin_packer import (
+            GriffinPacker as GriffinPacker,
+        )
         from keras_griffin.models.griffin_tokenizer import (
             GriffinTokenizer as GriffinTokenizer,
+        )
+        from keras_griffin.models.stateful_trainer import (
+            StatefulTrainer as StatefulTrainer,
         )
