@@ -17,6 +17,9 @@ if not started_as_command():
         from keras_griffin import distribution as distribution
         from keras_griffin import layers as layers
         from keras_griffin import training as training
+        from keras_griffin.models.griffin_adamw import (
+            GriffinAdamW as GriffinAdamW,
+        )
         from keras_griffin.models.griffin_backbone import (
             GriffinBackbone as GriffinBackbone,
         )
@@ -26,6 +29,12 @@ if not started_as_command():
         from keras_griffin.models.griffin_causal_lm_preprocessor import (
             GriffinCausalLMPreprocessor as GriffinCausalLMPreprocessor,
         )
+        from keras_griffin.models.griffin_packer import (
+            GriffinPacker as GriffinPacker,
+        )
         from keras_griffin.models.griffin_tokenizer import (
             GriffinTokenizer as GriffinTokenizer,
+        )
+        from keras_griffin.models.stateful_trainer import (
+            StatefulTrainer as StatefulTrainer,
         )

@@ -2,6 +2,7 @@ import keras
 from keras import ops
 
 from keras_griffin.layers.block_diagonal_dense import fan_in_normal
+from keras_griffin.layers.on_rows import on_rows
 from keras_griffin.layers.temporal_layer import TemporalLayer
 
 # Added to logits of keys out of sight; finite, so that a row of them alone
@@ -161,13 +162,14 @@ class LocalMQA(TemporalLayer):
         if isinstance(time, int) and time == 0:
             return x, state and {name: state[name] for name in RING_KEYS}
         q = ops.reshape(
-            self.query(x), (batch, time, self.num_query_heads, self.head_dim)
+            on_rows(self.query, x),
+            (batch, time, self.num_query_heads, self.head_dim),
         )
         turns = self._turns(layout.positions, x.dtype)
         q = self._rotate(q, [turn[:, :, None] for turn in turns])
         q = q * ops.cast(self.head_dim**-0.5, q.dtype)
-        k = self._rotate(self.key(x), turns)
-        v = self.value(x)
+        k = self._rotate(on_rows(self.key, x), turns)
+        v = on_rows(self.value, x)
         if state is None:
             mixed, new_state = self._attend(q, k, v, layout.positions), None
         else:
@@ -180,7 +182,7 @@ class LocalMQA(TemporalLayer):
         mixed = ops.reshape(
             mixed, (batch, time, self.num_query_heads * self.head_dim)
         )
-        return self.output_dense(mixed), new_state
+        return on_rows(self.output_dense, mixed), new_state
 
     # --- Rotary positions ---
 

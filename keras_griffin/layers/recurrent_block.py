@@ -3,6 +3,7 @@ from keras import ops
 
 from keras_griffin.layers.block_diagonal_dense import fan_in_normal
 from keras_griffin.layers.causal_conv1d import CausalConv1D
+from keras_griffin.layers.on_rows import on_rows
 from keras_griffin.layers.rglru import RGLRU
 from keras_griffin.layers.temporal_layer import TemporalLayer
 
@@ -109,10 +110,10 @@ class RecurrentBlock(TemporalLayer):
         }
 
     def mix(self, x, layout, state):
-        gate = ops.gelu(self.linear_y(x), approximate=True)
-        x, conv_state = self.conv.mix(self.linear_x(x), layout, state)
+        gate = ops.gelu(on_rows(self.linear_y, x), approximate=True)
+        x, conv_state = self.conv.mix(on_rows(self.linear_x, x), layout, state)
         x, rglru_state = self.rglru.mix(x, layout, state)
-        y = self.linear_out(x * gate)
+        y = on_rows(self.linear_out, x * gate)
         return y, None if state is None else {**conv_state, **rglru_state}
 
     def get_config(self):

@@ -1,0 +1,104 @@
+"""`on_rows` is the dense layer itself, only faster."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_griffin.layers.on_rows import on_rows
+from support.checks import assert_close
+from support.checks import to_numpy
+from support.checks import value_and_grad
+
+# PyTorch takes another way from 64 rows on.
+SHAPES = [(2, 40, 8), (100, 8), (2, 3, 8), (1, 1, 8)]
+
+
+def dense_layer(use_bias=True, dtype="float32", lora=False):
+    dense = keras.layers.Dense(12, use_bias=use_bias, dtype=dtype)
+    dense.build((None, 8))
+    if lora:
+        dense.enable_lora(2)
+    rng = np.random.default_rng(0)
+    for weight in dense.weights:
+        weight.assign(rng.normal(size=weight.shape))
+    return dense
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("use_bias", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_values_and_gradients_are_the_layers_own(shape, use_bias, lora):
+    dense = dense_layer(use_bias, lora=lora)
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=shape).astype("float32")
+    dy = rng.normal(size=(*shape[:-1], 12)).astype("float32")
+    variables = dense.trainable_variables
+    weights = [to_numpy(v.value).copy() for v in variables]
+
+    def results(function):
+        def run(x, *weights):
+            mapping = list(zip(variables, weights, strict=True))
+            with keras.StatelessScope(state_mapping=mapping):
+                return function(dense, x)
+
+        return value_and_grad(run, x, *weights, cotangents=[dy])
+
+    (y,), gradients = results(on_rows)
+    (expected,), expected_gradients = results(lambda dense, x: dense(x))
+    assert_close(y, expected)
+    assert len(gradients) == len(expected_gradients) > 1
+    for a, b in zip(gradients, expected_gradients, strict=True):
+        assert_close(a, b, kind="gradients")
+        assert np.any(b)
+
+
+def test_other_dtypes_and_quantized_layers():
+    x = np.random.default_rng(1).normal(size=(2, 40, 8))
+    for dtype in ("bfloat16", "mixed_bfloat16"):
+        dense = dense_layer(dtype=dtype)
+        tensor = ops.convert_to_tensor(x, dtype="bfloat16")
+        y = on_rows(dense, tensor)
+        assert keras.backend.standardize_dtype(y.dtype) == "bfloat16"
+        assert_close(y, to_numpy(dense(tensor)), "bfloat16")
+    dense = dense_layer()
+    unquantized = to_numpy(dense(x))
+    dense.quantize("int8")
+    y = to_numpy(on_rows(dense, ops.convert_to_tensor(x, dtype="float32")))
+    np.testing.assert_allclose(y, to_numpy(dense(x)), rtol=1e-6)
+    assert np.any(y != unquantized)
+
+
+@pytest.mark.skipif(keras.config.backend() != "jax", reason="JAX alone")
+def test_axes_stay_apart_on_several_devices(monkeypatch):
+    ranks = []
+
+    class Dense(keras.layers.Dense):
+        def call(self, x):
+            ranks.append(len(x.shape))
+            return super().call(x)
+
+    dense = Dense(3)
+    x = ops.ones((2, 5, 4))
+    on_rows(dense, x)
+    monkeypatch.setattr(keras.distribution, "distribution", lambda: object())
+    on_rows(dense, x)
+    assert ranks == [2, 3]
+
+
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="PyTorch alone")
+def test_products_of_torch_go_to_onednn():
+    import torch
+
+    from keras_griffin.layers import linear_torch
+
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("This PyTorch has no oneDNN.")
+    x = torch.ones(2, linear_torch.MIN_ROWS, 8)
+    assert linear_torch.is_usable(x)
+    assert not linear_torch.is_usable(x[:1, 1:])
+    assert not linear_torch.is_usable(x.double())
+    assert not linear_torch.is_usable(x.to("meta"))
+    with torch.profiler.profile() as profile:
+        on_rows(dense_layer(), x)
+    assert "aten::mkldnn_linear" in {e.key for e in profile.key_averages()}
