@@ -208,6 +208,8 @@ class GriffinCausalLM(CausalLM):
         config = super().get_compile_config()
         return config and {
             **config,
+            # As it was asked for: what "auto" means is the reader's choice.
+            "jit_compile": self._requested_jit_compile,
             "sampler": keras_hub.samplers.serialize(self.sampler),
         }
 
@@ -219,10 +221,14 @@ class GriffinCausalLM(CausalLM):
     def compile(self, *args, **kwargs):
         """Configures training and sampling. See `keras_hub.models.CausalLM`.
 
+        On TensorFlow the loop that makes tokens is compiled by XLA unless
+        `jit_compile=False`; Keras' own choice on a CPU would be not to.
+
         Raises:
             ValueError: for samplers that a recurrent state cannot serve.
         """
         super().compile(*args, **kwargs)
+        self._requested_jit_compile = kwargs.get("jit_compile", "auto")
         self._state_functions = {}
         _check_sampler(self.sampler)
 
@@ -353,20 +359,46 @@ class GriffinCausalLM(CausalLM):
                 f"Received: shape {tuple(token_ids.shape)}. Longer pieces go "
                 "through `prefill`."
             )
-        return self._run("decode", self._decode_step, token_ids, state)
+        if keras.config.backend() == "torch":
+            return self._step_function("step", self._decode_step)(
+                token_ids, state
+            )
+        return self._run("step", self._decode_step, token_ids, state, xla=True)
 
     def _decode_step(self, token_ids, state):
         hidden, state = self.backbone.call_with_state(token_ids[:, None], state)
         return self._logits(hidden[:, 0]), state
 
-    def _run(self, name, function, *args):
+    def _step_function(self, name, function):
+        """A function of one token, for the weights as they are now.
+
+        Where functions are compiled it becomes part of what calls it.
+        """
+        if keras.config.backend() != "torch" or self.run_eagerly:
+            return function
+        from keras_griffin.models.recorded_torch import RecordedStep
+
+        if name not in self._state_functions:
+            self._state_functions[name] = RecordedStep(function)
+        return self._state_functions[name].start()
+
+    def _run(self, name, function, *args, xla=False):
         """Runs a function of the model's weights, compiled once a shape."""
         if name not in self._state_functions:
-            self._state_functions[name] = self._compile_function(function)
+            self._state_functions[name] = self._compile_function(
+                function, xla=xla
+            )
         return self._state_functions[name](*args)
 
-    def _compile_function(self, function, variables=()):
-        """Compiles a function of the weights that may change `variables`."""
+    def _compile_function(self, function, variables=(), xla=False):
+        """Compiles a function of the weights that may change `variables`.
+
+        Args:
+            function: callable.
+            variables: those that it may change.
+            xla: bool. Whether TensorFlow should take XLA unless the model
+                was told otherwise.
+        """
         backend = keras.config.backend()
         if backend == "torch":
             import torch
@@ -377,7 +409,9 @@ class GriffinCausalLM(CausalLM):
         if backend == "tensorflow":
             import tensorflow as tf
 
-            return tf.function(function, jit_compile=self.jit_compile)
+            if self._requested_jit_compile != "auto" or not xla:
+                xla = self.jit_compile
+            return tf.function(function, jit_compile=xla)
 
         import jax
 
@@ -577,7 +611,9 @@ class GriffinCausalLM(CausalLM):
 
     def _decode(self, logits, state, steps, stop_token_ids, sampler, chunk):
         """Yields new tokens `(batch, <= chunk)` and the state after them."""
-        loop = self._sampler_function(sampler, "decode", self._decode_chunk)
+        loop = self._sampler_function(
+            sampler, "decode", self._decode_chunk, xla=True
+        )
         stops = ops.convert_to_tensor(
             pad_stop_token_ids(stop_token_ids).astype("int32")
         )
@@ -607,25 +643,20 @@ class GriffinCausalLM(CausalLM):
         """
         steps = inputs["steps"]
         tokens = ops.zeros((steps.shape[0], DECODE_CHUNK), dtype="int32")
+        advance = self._step_function("advance", self._advance)
 
         def going_on(index, tokens, steps, logits, state):
             return ops.logical_and(index < inputs["count"], ops.any(steps > 0))
 
         def body(index, tokens, steps, logits, state):
-            active = steps > 0
             token = sampler.get_next_token(
                 sampler.compute_probabilities(logits)
             )
-            token = ops.where(active, ops.cast(token, "int32"), 0)
-            tokens = ops.slice_update(tokens, [0, index], token[:, None])
-            # A stop token ends a row before it is read.
-            stopped = ops.any(token[:, None] == inputs["stops"], axis=1)
-            active = ops.logical_and(active, ops.logical_not(stopped))
-            hidden, state = self.backbone.call_with_state(
-                token[:, None], state, active[:, None]
+            token, steps, logits, state = advance(
+                ops.cast(token, "int32"), inputs["stops"], steps, state
             )
-            steps = ops.where(active, steps - 1, 0)
-            return index + 1, tokens, steps, self._logits(hidden[:, 0]), state
+            tokens = ops.slice_update(tokens, [0, index], token[:, None])
+            return index + 1, tokens, steps, logits, state
 
         _, tokens, steps, logits, state = sampler.run_loop(
             going_on,
@@ -642,7 +673,25 @@ class GriffinCausalLM(CausalLM):
         )
         return tokens, logits, state, steps
 
-    def _sampler_function(self, sampler, name, function):
+    def _advance(self, token, stops, steps, state):
+        """Reads a token in the rows that go on.
+
+        Returns:
+            `(token, steps, logits, state)`: 0 as the token of rows that have
+            ended, and what each row still takes.
+        """
+        active = steps > 0
+        token = ops.where(active, token, 0)
+        # A stop token ends a row before it is read.
+        stopped = ops.any(token[:, None] == stops, axis=1)
+        active = ops.logical_and(active, ops.logical_not(stopped))
+        hidden, state = self.backbone.call_with_state(
+            token[:, None], state, active[:, None]
+        )
+        steps = ops.where(active, steps - 1, 0)
+        return token, steps, self._logits(hidden[:, 0]), state
+
+    def _sampler_function(self, sampler, name, function, xla=False):
         """A compiled `function(sampler, ...)`, one for each kind of sampler.
 
         The numbers of `SETTINGS` and the seed go in as data.
@@ -656,7 +705,7 @@ class GriffinCausalLM(CausalLM):
 
             self._state_functions[key] = (
                 own,
-                self._compile_function(run, own.variables),
+                self._compile_function(run, own.variables, xla),
             )
         own, compiled = self._state_functions[key]
 
