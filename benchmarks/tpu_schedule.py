@@ -111,6 +111,31 @@ def _closing(text):
     return len(text)
 
 
+def _looked_up(hlo, fusion):
+    """{operand: bytes} of those of which a fusion reads some rows alone."""
+    called = re.search(r"calls=%([\w.\-]+)", fusion)
+    start = called and hlo.find(f"\n%{called.group(1)} (")
+    if not called or start < 0:
+        return {}
+    lines = hlo[start : hlo.index("\n}", start)].splitlines()
+    found = {}
+    for line in lines:
+        m = re.search(r"%([\w.\-]+) = .* parameter\((\d+)\)", line)
+        if not m:
+            continue
+        name = re.escape(m.group(1))
+        uses = [x for x in lines[2:] if re.search(rf"[(, ]%{name}[,)]", x)]
+        rows = [
+            re.search(rf"= (\S+) (?:gather|dynamic-slice)\(%{name},", x)
+            for x in uses
+        ]
+        if uses and all(rows):
+            found[int(m.group(2))] = sum(
+                _bytes(*SHAPE.search(row.group(1)).groups())[0] for row in rows
+            )
+    return found
+
+
 def hbm_traffic(hlo):
     """[(instruction, opcode, bytes)] of the entry computation, in HBM alone."""
     entry = hlo[hlo.index("\nENTRY") :]
@@ -140,7 +165,13 @@ def hbm_traffic(hlo):
             continue
         args = rest[len(op) + 1 :]
         operands = re.findall(r"%([\w.\-]+)", args[: _closing(args)])
-        read = sum(b for o in operands for b, s in shapes.get(o, []) if s == 0)
+        looked_up = _looked_up(hlo, rest) if op == "fusion" else {}
+        read = sum(
+            looked_up.get(i, b)
+            for i, o in enumerate(operands)
+            for b, s in shapes.get(o, [])
+            if s == 0
+        )
         write = sum(b for b, s in shapes[name] if s == 0)
         if op == "copy-start":
             (wb, ws), (rb, rs) = shapes[name][0], shapes[name][1]
@@ -261,10 +292,11 @@ def schedules(dump):
     return out
 
 
-def measure(case, target="v5e", dump=None):
+def measure(case, target="v5e", dump=None, donate=()):
     """Compiles `case(spec) -> (function, arguments)` for `target`.
 
-    Once per process: the compiler reads its options once.
+    Once per process: the compiler reads its options once. `donate`: indices
+    of the arguments whose memory the results may take.
     """
     keep = dump is not None
     dump = dump or tempfile.mkdtemp(prefix="tpu_schedule_")
@@ -284,7 +316,7 @@ def measure(case, target="v5e", dump=None):
             shape, jax.numpy.dtype(dtype), sharding=place
         )
     )
-    compiled = jax.jit(fn).lower(*args).compile()
+    compiled = jax.jit(fn, donate_argnums=donate).lower(*args).compile()
     rows, ops = hbm_traffic(compiled.as_text()), schedules(dump)
     ghz, gbs = GHZ_AND_GBS[target]
     result = dict(

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import keras
 import keras_hub
 import numpy as np
@@ -7,6 +9,7 @@ from keras_hub.samplers import ContrastiveSampler
 from keras_hub.samplers import SpeculativeSampler
 
 from keras_griffin.models.chat_session import ChatSession
+from keras_griffin.models.exported_step import ExportedStep
 from keras_griffin.models.griffin_backbone import GriffinBackbone
 from keras_griffin.models.griffin_backbone import check_inputs
 from keras_griffin.models.griffin_backbone import check_token_ids
@@ -40,6 +43,15 @@ SCORE_CHUNK = 256
 # New tokens of one call of the device, and the same where somebody reads along.
 DECODE_CHUNK = 32
 STREAM_CHUNK = 4
+
+
+# Format of `export_steps`: what file names end in, and the backends that Keras
+# writes it on.
+EXPORT_ENDINGS = {
+    "tf_saved_model": ("", ("jax", "tensorflow")),
+    "onnx": (".onnx", ("torch",)),
+    "torch": (".pt2", ("torch",)),
+}
 
 
 @keras.saving.register_keras_serializable(package="keras_griffin")
@@ -892,6 +904,75 @@ class GriffinCausalLM(CausalLM):
     def chat(self, **options):
         """Starts a conversation that keeps its state. See `ChatSession`."""
         return ChatSession(self, **options)
+
+    # === Export ===
+
+    def export_steps(
+        self,
+        folder,
+        format="tf_saved_model",
+        batch_size=1,
+        prompt_length=64,
+        max_length=None,
+    ):
+        """Writes a prefill and a decode step that run without this package.
+
+        Both take and give a dict of arrays. `"token_ids"`
+        `(batch_size, prompt_length)` or `(batch_size, 1)`; for the prefill
+        `"padding_mask"` of the same shape, bool, with the pads last; and the
+        state, every array of which is zeros at first: what one call gives,
+        the next one takes.
+        `"logits"` `(batch_size, vocabulary_size)` are of the token after each
+        row's last real one. A long prompt is read in several calls.
+
+        Args:
+            folder: str or path. Gets `prefill` and `decode_step`, with the
+                ending `.onnx` or `.pt2` in these formats.
+            format: `"tf_saved_model"` (on JAX and TensorFlow), `"onnx"` or
+                `"torch"` (on PyTorch); see `keras.Model.export`. Defaults to
+                `"tf_saved_model"`.
+            batch_size: int. Rows of every call. Defaults to `1`.
+            prompt_length: int. Columns of the prefill. Defaults to `64`.
+            max_length: int. Tokens that a row may have, where there is global
+                attention. Defaults to `None`.
+
+        Raises:
+            ValueError: for a format that Keras cannot write on this backend.
+
+        Example:
+        ```python
+        model.export_steps("exported", batch_size=1, prompt_length=16)
+        ```
+        """
+        backend = keras.config.backend()
+        if format not in EXPORT_ENDINGS or backend not in EXPORT_ENDINGS[format][1]:
+            known = ", ".join(
+                f"{name!r} on {' or '.join(backends)}"
+                for name, (_, backends) in EXPORT_ENDINGS.items()
+            )
+            raise ValueError(
+                f"`format` must be {known}. Received: format={format!r} on "
+                f"{backend}. Set KERAS_BACKEND to the other backend: weights "
+                "saved by one are loaded by all."
+            )
+        ending = EXPORT_ENDINGS[format][0]
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, time in (("prefill", prompt_length), ("decode_step", 1)):
+            step = ExportedStep(self, batch_size, time, max_length)
+            signature = step.signature()
+            step(
+                {
+                    key: ops.zeros(spec.shape, spec.dtype)
+                    for key, spec in signature.items()
+                }
+            )
+            step.export(
+                str(folder / f"{name}{ending}"),
+                format=format,
+                verbose=False,
+                input_signature=[signature],
+            )
 
     # === Scores ===
 
