@@ -22,7 +22,7 @@ import tpu_schedule
 
 HERE = Path(__file__).resolve().parent
 PRESET = HERE.parent / "presets" / "recurrent_gemma_2b_en.json"
-BATCHES = (1, 16, 64)
+BATCHES = (1, 64)
 TARGET = "v5e"
 
 

@@ -111,29 +111,50 @@ def _closing(text):
     return len(text)
 
 
-def _looked_up(hlo, fusion):
-    """{operand: bytes} of those of which a fusion reads some rows alone."""
+def _parts(hlo, fusion):
+    """What a fusion touches of its operands, where that is not all of them.
+
+    Returns:
+        `({operand: bytes}, bytes or None)`: read of those of which it takes
+        some rows alone, and written if it puts rows into one of them in place.
+    """
     called = re.search(r"calls=%([\w.\-]+)", fusion)
     start = called and hlo.find(f"\n%{called.group(1)} (")
     if not called or start < 0:
-        return {}
-    lines = hlo[start : hlo.index("\n}", start)].splitlines()
-    found = {}
+        return {}, None
+    lines = hlo[start : hlo.index("\n}", start)].splitlines()[2:]
+
+    def size(name):
+        return next(
+            _bytes(*SHAPE.search(line).groups())[0]
+            for line in lines
+            if re.search(rf"%{re.escape(name)} = ", line)
+        )
+
+    read, written = {}, None
     for line in lines:
         m = re.search(r"%([\w.\-]+) = .* parameter\((\d+)\)", line)
         if not m:
             continue
-        name = re.escape(m.group(1))
-        uses = [x for x in lines[2:] if re.search(rf"[(, ]%{name}[,)]", x)]
-        rows = [
-            re.search(rf"= (\S+) (?:gather|dynamic-slice)\(%{name},", x)
+        name, index = re.escape(m.group(1)), int(m.group(2))
+        uses = [x for x in lines if re.search(rf"[(, ]%{name}[,)]", x)]
+        taken = [
+            re.search(rf"%(\S+) = \S+ (?:gather|dynamic-slice)\(%{name},", x)
             for x in uses
         ]
-        if uses and all(rows):
-            found[int(m.group(2))] = sum(
-                _bytes(*SHAPE.search(row.group(1)).groups())[0] for row in rows
+        put = [
+            re.search(
+                rf"(?:scatter\(%{name}, %\S+, |"
+                rf"dynamic-update-slice\(%{name}, )%([\w.\-]+)",
+                x,
             )
-    return found
+            for x in uses
+        ]
+        if uses and all(taken):
+            read[index] = sum(size(x.group(1)) for x in taken)
+        elif len(uses) == 1 and put[0]:
+            read[index], written = 0, size(put[0].group(1))
+    return read, written
 
 
 def hbm_traffic(hlo):
@@ -165,14 +186,18 @@ def hbm_traffic(hlo):
             continue
         args = rest[len(op) + 1 :]
         operands = re.findall(r"%([\w.\-]+)", args[: _closing(args)])
-        looked_up = _looked_up(hlo, rest) if op == "fusion" else {}
+        partly, rows_written = {}, None
+        if op == "fusion":
+            partly, rows_written = _parts(hlo, rest)
         read = sum(
-            looked_up.get(i, b)
+            partly.get(i, b)
             for i, o in enumerate(operands)
             for b, s in shapes.get(o, [])
             if s == 0
         )
         write = sum(b for b, s in shapes[name] if s == 0)
+        if rows_written is not None and write:
+            write = rows_written
         if op == "copy-start":
             (wb, ws), (rb, rs) = shapes[name][0], shapes[name][1]
             read, write = rb if rs == 0 else 0, wb if ws == 0 else 0

@@ -20,7 +20,7 @@ class ExportedStep(keras.Model):
 
     Returns:
         dict of `"logits"` `(batch, vocabulary_size)` of the token after each
-        row's last real one, and of the arrays of the state.
+        row's last real one, and of the arrays of the state, sorted by name.
     """
 
     def __init__(self, model, batch_size, time, max_length=None, **kwargs):
@@ -66,7 +66,9 @@ class ExportedStep(keras.Model):
                 ops.zeros((), "float32"),
                 state,
             )
-        return {"logits": logits, **_flat(state)}
+        outputs = {"logits": logits, **_flat(state)}
+        # Formats that know outputs by their order have them so.
+        return dict(sorted(outputs.items()))
 
 
 def _flat(state):

@@ -923,7 +923,9 @@ class GriffinCausalLM(CausalLM):
         state, every array of which is zeros at first: what one call gives,
         the next one takes.
         `"logits"` `(batch_size, vocabulary_size)` are of the token after each
-        row's last real one. A long prompt is read in several calls.
+        row's last real one. A long prompt is read in several calls. ONNX
+        knows outputs by their order: sorted by name.
+        `benchmarks/exported_generation.py` generates from the files.
 
         Args:
             folder: str or path. Gets `prefill` and `decode_step`, with the
@@ -937,7 +939,8 @@ class GriffinCausalLM(CausalLM):
                 attention. Defaults to `None`.
 
         Raises:
-            ValueError: for a format that Keras cannot write on this backend.
+            ValueError: for a format that Keras cannot write on this backend,
+                or not in the model's dtype.
 
         Example:
         ```python
@@ -945,7 +948,10 @@ class GriffinCausalLM(CausalLM):
         ```
         """
         backend = keras.config.backend()
-        if format not in EXPORT_ENDINGS or backend not in EXPORT_ENDINGS[format][1]:
+        if (
+            format not in EXPORT_ENDINGS
+            or backend not in EXPORT_ENDINGS[format][1]
+        ):
             known = ", ".join(
                 f"{name!r} on {' or '.join(backends)}"
                 for name, (_, backends) in EXPORT_ENDINGS.items()
@@ -955,7 +961,11 @@ class GriffinCausalLM(CausalLM):
                 f"{backend}. Set KERAS_BACKEND to the other backend: weights "
                 "saved by one are loaded by all."
             )
-        ending = EXPORT_ENDINGS[format][0]
+        if format == "onnx" and self.backbone.compute_dtype != "float32":
+            raise ValueError(
+                "Keras writes ONNX in float32 alone. Received: a model in "
+                f"{self.backbone.compute_dtype}. Load it with dtype='float32'."
+            )
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name, time in (("prefill", prompt_length), ("decode_step", 1)):
