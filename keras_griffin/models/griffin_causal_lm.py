@@ -948,10 +948,8 @@ class GriffinCausalLM(CausalLM):
         ```
         """
         backend = keras.config.backend()
-        if (
-            format not in EXPORT_ENDINGS
-            or backend not in EXPORT_ENDINGS[format][1]
-        ):
+        ending, backends = EXPORT_ENDINGS.get(format, ("", ()))
+        if backend not in backends:
             known = ", ".join(
                 f"{name!r} on {' or '.join(backends)}"
                 for name, (_, backends) in EXPORT_ENDINGS.items()
