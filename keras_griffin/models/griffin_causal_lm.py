@@ -1,3 +1,4 @@
+import threading
 from pathlib import Path
 
 import keras
@@ -718,19 +719,22 @@ class GriffinCausalLM(CausalLM):
             self._state_functions[key] = (
                 own,
                 self._compile_function(run, own.variables, xla),
+                threading.Lock(),
             )
-        own, compiled = self._state_functions[key]
+        own, compiled, lock = self._state_functions[key]
 
         def run_with(*args):
-            for inside, outside in zip(
-                own.variables, sampler.variables, strict=True
-            ):
-                inside.assign(outside)
-            outputs = compiled(settings_of(sampler), *args)
-            for inside, outside in zip(
-                own.variables, sampler.variables, strict=True
-            ):
-                outside.assign(inside)
+            # Between the assignments the random state is this call's.
+            with lock:
+                for inside, outside in zip(
+                    own.variables, sampler.variables, strict=True
+                ):
+                    inside.assign(outside)
+                outputs = compiled(settings_of(sampler), *args)
+                for inside, outside in zip(
+                    own.variables, sampler.variables, strict=True
+                ):
+                    outside.assign(inside)
             return outputs
 
         return run_with
