@@ -111,6 +111,52 @@ def _closing(text):
     return len(text)
 
 
+def _parts(hlo, fusion):
+    """What a fusion touches of its operands, where that is not all of them.
+
+    Returns:
+        `({operand: bytes}, bytes or None)`: read of those of which it takes
+        some rows alone, and written if it puts rows into one of them in place.
+    """
+    called = re.search(r"calls=%([\w.\-]+)", fusion)
+    start = called and hlo.find(f"\n%{called.group(1)} (")
+    if not called or start < 0:
+        return {}, None
+    lines = hlo[start : hlo.index("\n}", start)].splitlines()[2:]
+
+    def size(name):
+        return next(
+            _bytes(*SHAPE.search(line).groups())[0]
+            for line in lines
+            if re.search(rf"%{re.escape(name)} = ", line)
+        )
+
+    read, written = {}, None
+    for line in lines:
+        m = re.search(r"%([\w.\-]+) = .* parameter\((\d+)\)", line)
+        if not m:
+            continue
+        name, index = re.escape(m.group(1)), int(m.group(2))
+        uses = [x for x in lines if re.search(rf"[(, ]%{name}[,)]", x)]
+        taken = [
+            re.search(rf"%(\S+) = \S+ (?:gather|dynamic-slice)\(%{name},", x)
+            for x in uses
+        ]
+        put = [
+            re.search(
+                rf"(?:scatter\(%{name}, %\S+, |"
+                rf"dynamic-update-slice\(%{name}, )%([\w.\-]+)",
+                x,
+            )
+            for x in uses
+        ]
+        if uses and all(taken):
+            read[index] = sum(size(x.group(1)) for x in taken)
+        elif len(uses) == 1 and put[0]:
+            read[index], written = 0, size(put[0].group(1))
+    return read, written
+
+
 def hbm_traffic(hlo):
     """[(instruction, opcode, bytes)] of the entry computation, in HBM alone."""
     entry = hlo[hlo.index("\nENTRY") :]
@@ -140,8 +186,18 @@ def hbm_traffic(hlo):
             continue
         args = rest[len(op) + 1 :]
         operands = re.findall(r"%([\w.\-]+)", args[: _closing(args)])
-        read = sum(b for o in operands for b, s in shapes.get(o, []) if s == 0)
+        partly, rows_written = {}, None
+        if op == "fusion":
+            partly, rows_written = _parts(hlo, rest)
+        read = sum(
+            partly.get(i, b)
+            for i, o in enumerate(operands)
+            for b, s in shapes.get(o, [])
+            if s == 0
+        )
         write = sum(b for b, s in shapes[name] if s == 0)
+        if rows_written is not None and write:
+            write = rows_written
         if op == "copy-start":
             (wb, ws), (rb, rs) = shapes[name][0], shapes[name][1]
             read, write = rb if rs == 0 else 0, wb if ws == 0 else 0
@@ -261,10 +317,11 @@ def schedules(dump):
     return out
 
 
-def measure(case, target="v5e", dump=None):
+def measure(case, target="v5e", dump=None, donate=()):
     """Compiles `case(spec) -> (function, arguments)` for `target`.
 
-    Once per process: the compiler reads its options once.
+    Once per process: the compiler reads its options once. `donate`: indices
+    of the arguments whose memory the results may take.
     """
     keep = dump is not None
     dump = dump or tempfile.mkdtemp(prefix="tpu_schedule_")
@@ -284,7 +341,7 @@ def measure(case, target="v5e", dump=None):
             shape, jax.numpy.dtype(dtype), sharding=place
         )
     )
-    compiled = jax.jit(fn).lower(*args).compile()
+    compiled = jax.jit(fn, donate_argnums=donate).lower(*args).compile()
     rows, ops = hbm_traffic(compiled.as_text()), schedules(dump)
     ghz, gbs = GHZ_AND_GBS[target]
     result = dict(

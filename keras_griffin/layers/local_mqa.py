@@ -311,6 +311,8 @@ class LocalMQA(TemporalLayer):
     def _write(self, k, v, layout, state):
         """Puts a row's real tokens into their slots."""
         slots = state["keys"].shape[1]
+        if k.shape[1] == 1:
+            return self._write_one(k, v, layout, state)
         length = state["length"][:, None]
         num_real = layout.num_real
         if layout.mask is not None:
@@ -324,12 +326,30 @@ class LocalMQA(TemporalLayer):
 
         def write(old, new):
             new = ops.cast(new, old.dtype)
-            if new.shape[1] != 1:
-                # A token in front: so there is one where all are kept.
-                new = ops.concatenate([old[:, :1], new], axis=1)
-                index = ops.maximum(source + 1, 0)[:, :, None]
-                new = ops.take_along_axis(new, index, axis=1)
+            # A token in front: so there is one where all are kept.
+            new = ops.concatenate([old[:, :1], new], axis=1)
+            index = ops.maximum(source + 1, 0)[:, :, None]
+            new = ops.take_along_axis(new, index, axis=1)
             return ops.where(keep, old, new)
+
+        return {
+            "keys": write(state["keys"], k),
+            "values": write(state["values"], v),
+        }
+
+    def _write_one(self, k, v, layout, state):
+        """Puts a token into its slot, and touches no other."""
+        slots = state["keys"].shape[1]
+        slot = ops.mod(state["length"], slots)
+        rows = ops.arange(ops.shape(k)[0], dtype="int32")
+        index = ops.stack([rows, slot], axis=-1)
+
+        def write(old, new):
+            new = ops.cast(new, old.dtype)
+            if layout.mask is not None:
+                kept = ops.take_along_axis(old, slot[:, None, None], axis=1)
+                new = ops.where(layout.mask[:, :, None], new, kept)
+            return ops.scatter_update(old, index, new[:, 0])
 
         return {
             "keys": write(state["keys"], k),

@@ -385,7 +385,12 @@ class GriffinBackbone(Backbone):
         }
 
     def call_with_state(
-        self, token_ids, state, padding_mask=None, segment_ids=None
+        self,
+        token_ids,
+        state,
+        padding_mask=None,
+        segment_ids=None,
+        positions=None,
     ):
         """Goes on from `state`: hidden states of new tokens, and their state.
 
@@ -398,6 +403,9 @@ class GriffinBackbone(Backbone):
             padding_mask: `(batch, time)`, true at real tokens. `None`: all.
             segment_ids: `(batch, time)` int. `None`: every row goes on with
                 the document that it is in.
+            positions: `(batch, time)` int. Position of each token in its
+                document, if the caller has them; pads then have to come last
+                in each row. `None`: they are found from the rest.
 
         Returns:
             `(hidden, state)`: `(batch, time, hidden_dim)` and the state after
@@ -405,7 +413,9 @@ class GriffinBackbone(Backbone):
         """
         batch, time = ops.shape(token_ids)
         rows = {key: state[key] for key in ROW_KEYS}
-        layout = TokenLayout(batch, time, padding_mask, segment_ids, rows)
+        layout = TokenLayout(
+            batch, time, padding_mask, segment_ids, rows, positions
+        )
         x = self._embed(layout.compact(token_ids))
         blocks = []
         for block, block_state in zip(

@@ -1,5 +1,7 @@
 import contextlib
 import contextvars
+import threading
+from pathlib import Path
 
 import keras
 import keras_hub
@@ -14,6 +16,7 @@ from keras_griffin.distribution.layout_map import check_layout_map
 from keras_griffin.models import quantization
 from keras_griffin.models import turns
 from keras_griffin.models.chat_session import ChatSession
+from keras_griffin.models.exported_step import ExportedStep
 from keras_griffin.models.griffin_backbone import GriffinBackbone
 from keras_griffin.models.griffin_backbone import check_inputs
 from keras_griffin.models.griffin_backbone import check_token_ids
@@ -53,6 +56,15 @@ STREAM_CHUNK = 4
 # The model whose step of training or evaluation is running: `call` returns
 # its hidden states, and `compute_loss` expects them.
 _in_step = contextvars.ContextVar("in_step", default=None)
+
+
+# Format of `export_steps`: what file names end in, and the backends that Keras
+# writes it on.
+EXPORT_ENDINGS = {
+    "tf_saved_model": ("", ("jax", "tensorflow")),
+    "onnx": (".onnx", ("torch",)),
+    "torch": (".pt2", ("torch",)),
+}
 
 
 @keras.saving.register_keras_serializable(package="keras_griffin")
@@ -323,6 +335,8 @@ class GriffinCausalLM(CausalLM):
         config = super().get_compile_config()
         return config and {
             **config,
+            # As it was asked for: what "auto" means is the reader's choice.
+            "jit_compile": self._requested_jit_compile,
             "sampler": keras_hub.samplers.serialize(self.sampler),
         }
 
@@ -334,12 +348,16 @@ class GriffinCausalLM(CausalLM):
     def compile(self, *args, **kwargs):
         """Configures training and sampling. See `keras_hub.models.CausalLM`.
 
+        On TensorFlow the loop that makes tokens is compiled by XLA unless
+        `jit_compile=False`; Keras' own choice on a CPU would be not to.
+
         Raises:
             ValueError: for samplers that a recurrent state cannot serve, and
                 under a `GriffinParallel` for weights that its layout map
                 forgets (see `keras_griffin.distribution.check_layout_map`).
         """
         super().compile(*args, **kwargs)
+        self._requested_jit_compile = kwargs.get("jit_compile", "auto")
         self._replica_call = None
         if keras.config.backend() == "tensorflow" and self.jit_compile:
             self._compile_for_strategy()
@@ -559,17 +577,37 @@ class GriffinCausalLM(CausalLM):
                 f"Received: shape {tuple(token_ids.shape)}. Longer pieces go "
                 "through `prefill`."
             )
-        return self._run("decode", self._decode_step, token_ids, state)
+        if keras.config.backend() == "torch":
+            return self._step_function("step", self._decode_step)(
+                token_ids, state
+            )
+        return self._run("step", self._decode_step, token_ids, state, xla=True)
 
     def _decode_step(self, token_ids, state):
         hidden, state = self.backbone.call_with_state(token_ids[:, None], state)
         return self._logits(hidden[:, 0]), state
 
-    def _run(self, name, function, *args):
+    def _step_function(self, name, function):
+        """A function of one token, for the weights as they are now.
+
+        Where functions are compiled it becomes part of what calls it.
+        """
+        if keras.config.backend() != "torch" or self.run_eagerly:
+            return function
+        from keras_griffin.models.recorded_torch import RecordedStep
+
+        self._forget_stale_functions()
+        if name not in self._state_functions:
+            self._state_functions[name] = RecordedStep(function)
+        return self._state_functions[name].start()
+
+    def _run(self, name, function, *args, xla=False):
         """Runs a function of the model's weights, compiled once a shape."""
         self._forget_stale_functions()
         if name not in self._state_functions:
-            self._state_functions[name] = self._compile_function(function)
+            self._state_functions[name] = self._compile_function(
+                function, xla=xla
+            )
         return self._state_functions[name](*args)
 
     def _forget_stale_functions(self):
@@ -598,8 +636,15 @@ class GriffinCausalLM(CausalLM):
         self._forget_stale_functions()
         return super().make_predict_function(*args, **kwargs)
 
-    def _compile_function(self, function, variables=()):
-        """Compiles a function of the weights that may change `variables`."""
+    def _compile_function(self, function, variables=(), xla=False):
+        """Compiles a function of the weights that may change `variables`.
+
+        Args:
+            function: callable.
+            variables: those that it may change.
+            xla: bool. Whether TensorFlow should take XLA unless the model
+                was told otherwise.
+        """
         backend = keras.config.backend()
         if backend == "torch":
             import torch
@@ -610,7 +655,9 @@ class GriffinCausalLM(CausalLM):
         if backend == "tensorflow":
             import tensorflow as tf
 
-            return tf.function(function, jit_compile=self.jit_compile)
+            if self._requested_jit_compile != "auto" or not xla:
+                xla = self.jit_compile
+            return tf.function(function, jit_compile=xla)
 
         import jax
 
@@ -823,7 +870,9 @@ class GriffinCausalLM(CausalLM):
 
     def _decode(self, logits, state, steps, stop_token_ids, sampler, chunk):
         """Yields new tokens `(batch, <= chunk)` and the state after them."""
-        loop = self._sampler_function(sampler, "decode", self._decode_chunk)
+        loop = self._sampler_function(
+            sampler, "decode", self._decode_chunk, xla=True
+        )
         stops = ops.convert_to_tensor(
             pad_stop_token_ids(stop_token_ids).astype("int32")
         )
@@ -853,25 +902,20 @@ class GriffinCausalLM(CausalLM):
         """
         steps = inputs["steps"]
         tokens = ops.zeros((steps.shape[0], DECODE_CHUNK), dtype="int32")
+        advance = self._step_function("advance", self._advance)
 
         def going_on(index, tokens, steps, logits, state):
             return ops.logical_and(index < inputs["count"], ops.any(steps > 0))
 
         def body(index, tokens, steps, logits, state):
-            active = steps > 0
             token = sampler.get_next_token(
                 sampler.compute_probabilities(logits)
             )
-            token = ops.where(active, ops.cast(token, "int32"), 0)
-            tokens = ops.slice_update(tokens, [0, index], token[:, None])
-            # A stop token ends a row before it is read.
-            stopped = ops.any(token[:, None] == inputs["stops"], axis=1)
-            active = ops.logical_and(active, ops.logical_not(stopped))
-            hidden, state = self.backbone.call_with_state(
-                token[:, None], state, active[:, None]
+            token, steps, logits, state = advance(
+                ops.cast(token, "int32"), inputs["stops"], steps, state
             )
-            steps = ops.where(active, steps - 1, 0)
-            return index + 1, tokens, steps, self._logits(hidden[:, 0]), state
+            tokens = ops.slice_update(tokens, [0, index], token[:, None])
+            return index + 1, tokens, steps, logits, state
 
         _, tokens, steps, logits, state = sampler.run_loop(
             going_on,
@@ -888,7 +932,25 @@ class GriffinCausalLM(CausalLM):
         )
         return tokens, logits, state, steps
 
-    def _sampler_function(self, sampler, name, function):
+    def _advance(self, token, stops, steps, state):
+        """Reads a token in the rows that go on.
+
+        Returns:
+            `(token, steps, logits, state)`: 0 as the token of rows that have
+            ended, and what each row still takes.
+        """
+        active = steps > 0
+        token = ops.where(active, token, 0)
+        # A stop token ends a row before it is read.
+        stopped = ops.any(token[:, None] == stops, axis=1)
+        active = ops.logical_and(active, ops.logical_not(stopped))
+        hidden, state = self.backbone.call_with_state(
+            token[:, None], state, active[:, None]
+        )
+        steps = ops.where(active, steps - 1, 0)
+        return token, steps, self._logits(hidden[:, 0]), state
+
+    def _sampler_function(self, sampler, name, function, xla=False):
         """A compiled `function(sampler, ...)`, one for each kind of sampler.
 
         The numbers of `SETTINGS` and the seed go in as data.
@@ -903,20 +965,23 @@ class GriffinCausalLM(CausalLM):
 
             self._state_functions[key] = (
                 own,
-                self._compile_function(run, own.variables),
+                self._compile_function(run, own.variables, xla),
+                threading.Lock(),
             )
-        own, compiled = self._state_functions[key]
+        own, compiled, lock = self._state_functions[key]
 
         def run_with(*args):
-            for inside, outside in zip(
-                own.variables, sampler.variables, strict=True
-            ):
-                inside.assign(outside)
-            outputs = compiled(settings_of(sampler), *args)
-            for inside, outside in zip(
-                own.variables, sampler.variables, strict=True
-            ):
-                outside.assign(inside)
+            # Between the assignments the random state is this call's.
+            with lock:
+                for inside, outside in zip(
+                    own.variables, sampler.variables, strict=True
+                ):
+                    inside.assign(outside)
+                outputs = compiled(settings_of(sampler), *args)
+                for inside, outside in zip(
+                    own.variables, sampler.variables, strict=True
+                ):
+                    outside.assign(inside)
             return outputs
 
         return run_with
@@ -1092,6 +1157,83 @@ class GriffinCausalLM(CausalLM):
     def chat(self, **options):
         """Starts a conversation that keeps its state. See `ChatSession`."""
         return ChatSession(self, **options)
+
+    # === Export ===
+
+    def export_steps(
+        self,
+        folder,
+        format="tf_saved_model",
+        batch_size=1,
+        prompt_length=64,
+        max_length=None,
+    ):
+        """Writes a prefill and a decode step that run without this package.
+
+        Both take and give a dict of arrays. `"token_ids"`
+        `(batch_size, prompt_length)` or `(batch_size, 1)`; for the prefill
+        `"padding_mask"` of the same shape, bool, with the pads last; and the
+        state, every array of which is zeros at first: what one call gives,
+        the next one takes.
+        `"logits"` `(batch_size, vocabulary_size)` are of the token after each
+        row's last real one. A long prompt is read in several calls. ONNX
+        knows outputs by their order: sorted by name.
+        `benchmarks/exported_generation.py` generates from the files.
+
+        Args:
+            folder: str or path. Gets `prefill` and `decode_step`, with the
+                ending `.onnx` or `.pt2` in these formats.
+            format: `"tf_saved_model"` (on JAX and TensorFlow), `"onnx"` or
+                `"torch"` (on PyTorch); see `keras.Model.export`. Defaults to
+                `"tf_saved_model"`.
+            batch_size: int. Rows of every call. Defaults to `1`.
+            prompt_length: int. Columns of the prefill. Defaults to `64`.
+            max_length: int. Tokens that a row may have, where there is global
+                attention. Defaults to `None`.
+
+        Raises:
+            ValueError: for a format that Keras cannot write on this backend,
+                or not in the model's dtype.
+
+        Example:
+        ```python
+        model.export_steps("exported", batch_size=1, prompt_length=16)
+        ```
+        """
+        backend = keras.config.backend()
+        ending, backends = EXPORT_ENDINGS.get(format, ("", ()))
+        if backend not in backends:
+            known = ", ".join(
+                f"{name!r} on {' or '.join(backends)}"
+                for name, (_, backends) in EXPORT_ENDINGS.items()
+            )
+            raise ValueError(
+                f"`format` must be {known}. Received: format={format!r} on "
+                f"{backend}. Set KERAS_BACKEND to the other backend: weights "
+                "saved by one are loaded by all."
+            )
+        if format == "onnx" and self.backbone.compute_dtype != "float32":
+            raise ValueError(
+                "Keras writes ONNX in float32 alone. Received: a model in "
+                f"{self.backbone.compute_dtype}. Load it with dtype='float32'."
+            )
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, time in (("prefill", prompt_length), ("decode_step", 1)):
+            step = ExportedStep(self, batch_size, time, max_length)
+            signature = step.signature()
+            step(
+                {
+                    key: ops.zeros(spec.shape, spec.dtype)
+                    for key, spec in signature.items()
+                }
+            )
+            step.export(
+                str(folder / f"{name}{ending}"),
+                format=format,
+                verbose=False,
+                input_signature=[signature],
+            )
 
     # === Scores ===
 

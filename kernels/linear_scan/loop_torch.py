@@ -24,8 +24,12 @@ def loop(x, a, carry, reverse, shifted):
         x, a, carry = (torch.complex(*z) for z in (x, a, carry))
     else:
         x, a, carry = x[0], a[0], carry[0]
-    # As one opaque operation, a compiled graph does not grow with time.
-    scan = _scan_op if torch.compiler.is_compiling() else _scan
+    # As one opaque operation, a compiled graph does not grow with time. An
+    # exported one has to do without this package.
+    is_opaque = (
+        torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    )
+    scan = _scan_op if is_opaque else _scan
     y, last = scan(x, a, carry, reverse, shifted)
     if is_complex:
         return tuple(

@@ -303,6 +303,77 @@ def test_a_stream_that_is_left_leaves_the_model_usable(shakespeare):
     assert shakespeare.generate(PROMPT, max_new_tokens=12) == whole
 
 
+class Failing(keras_hub.samplers.Sampler):
+    """Fails while the loop is traced, or on PyTorch while it runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def get_next_token(self, probabilities):
+        self.calls += 1
+        if self.calls > 3 or keras.config.backend() != "torch":
+            raise RuntimeError("no token")
+        return ops.argmax(probabilities, axis=-1)
+
+
+def test_an_exception_in_the_middle_leaves_the_model_usable(model):
+    inputs = ragged((5, 9))
+    expected = new_tokens(model, inputs)
+    sampler = Failing()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="no token"):
+            new_tokens(model, inputs, sampler=sampler)
+        for row, wanted in zip(
+            new_tokens(model, inputs), expected, strict=True
+        ):
+            np.testing.assert_array_equal(row, wanted)
+
+
+def test_streams_in_threads_do_not_mix(shakespeare):
+    prompts = (PROMPT, "The king ")
+    options = {"max_new_tokens": 12, "sampler": "random", "temperature": 0.7}
+
+    def stream(i):
+        return "".join(
+            shakespeare.generate_stream(prompts[i], seed=i, **options)
+        )
+
+    expected = [stream(i) for i in range(2)]
+    texts = [None] * 4
+
+    def work(i):
+        texts[i] = stream(i % 2)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert texts == expected * 2
+
+
+def test_prompts_without_a_token(model, shakespeare):
+    ids, mask = tokens(2, 4), np.ones((2, 4), bool)
+    mask[1] = False
+    with pytest.raises(ValueError, match="no real token in row 1"):
+        new_tokens(model, {"token_ids": ids, "padding_mask": mask})
+    assert isinstance(shakespeare.generate("", max_new_tokens=3), str)
+
+
+def test_a_stop_token_anywhere_ends_a_stream(shakespeare):
+    tokenizer = shakespeare.preprocessor.tokenizer
+    whole = shakespeare.generate(PROMPT, max_new_tokens=12)
+    before = len(tokenizer(PROMPT))
+    ids = np.array(tokenizer(whole))
+    # In the first, the second and the third piece of tokens.
+    for place in (before, before + 5, before + 9):
+        end = before + np.flatnonzero(ids[before:] == ids[place])[0]
+        options = {"max_new_tokens": 12, "stop_token_ids": (ids[place],)}
+        streamed = "".join(shakespeare.generate_stream(PROMPT, **options))
+        assert PROMPT + streamed == tokenizer.detokenize(ids[:end])
+
+
 def test_scores_are_log_probabilities(monkeypatch):
     monkeypatch.setattr(griffin_causal_lm, "SCORE_CHUNK", 16)
     model = tiny_model()

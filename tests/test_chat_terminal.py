@@ -1,0 +1,70 @@
+"""`keras-griffin chat` in a terminal of its own, with the keys of a person."""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+pytestmark = [
+    pytest.mark.backend_independent,
+    pytest.mark.skipif(
+        sys.platform == "win32", reason="terminals are POSIX's here"
+    ),
+]
+
+SECONDS = 300  # A busy machine may need long to start.
+
+
+class Terminal:
+    """A process in a pseudo-terminal."""
+
+    def __init__(self, command):
+        import pty
+
+        self.master, terminal = pty.openpty()
+        self.process = subprocess.Popen(
+            command,
+            stdin=terminal,
+            stdout=terminal,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        os.close(terminal)
+        self.text = ""
+
+    def type(self, keys):
+        os.write(self.master, keys.encode())
+
+    def wait_for(self, condition):
+        """Reads until `condition(text since the last wait)`."""
+        start, end = len(self.text), time.monotonic() + SECONDS
+        while not condition(self.text[start:]):
+            assert time.monotonic() < end, self.text
+            if select.select([self.master], [], [], 1.0)[0]:
+                self.text += os.read(self.master, 4096).decode()
+            assert self.process.poll() is None, self.process.stderr.read()
+        return self.text[start:]
+
+
+def test_ctrl_c_stops_a_reply_and_the_chat_goes_on(tmp_path):
+    file = tmp_path / "talk.npz"
+    terminal = Terminal(
+        [sys.executable, "-m", "keras_griffin", "chat", "--seed", "1"]
+        + ["--max-new-tokens", "100000", "--session", str(file)]
+    )
+    terminal.wait_for(lambda text: text.endswith("> "))
+    for message in ("ROMEO:", "JULIET:"):
+        terminal.type(f"{message}\n")
+        # The line as it was typed, and some of a reply that would not end.
+        terminal.wait_for(lambda text: len(text) > 60)
+        # No session leader has this terminal, whose keys would do it.
+        terminal.process.send_signal(signal.SIGINT)
+        terminal.wait_for(lambda text: text.endswith("\n> "))
+    terminal.type("\x04")
+    assert terminal.process.wait(SECONDS) == 0
+    assert terminal.process.stderr.read() == b""
+    assert file.stat().st_size > 1000
