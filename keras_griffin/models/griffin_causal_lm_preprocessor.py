@@ -62,6 +62,7 @@ class GriffinCausalLMPreprocessor(CausalLMPreprocessor):
 
     backbone_cls = GriffinBackbone
     tokenizer_cls = GriffinTokenizer
+    presets = GriffinBackbone.presets
 
     @classmethod
     def from_preset(cls, preset, **kwargs):
@@ -83,6 +84,14 @@ class GriffinCausalLMPreprocessor(CausalLMPreprocessor):
         if source.kind == "keras":
             return super().from_preset(source.path, **kwargs)
         return cls(GriffinTokenizer.from_preset(preset), **kwargs)
+
+    def export_to_transformers(self, path):
+        """Writes the tokenizer for transformers. See `GriffinTokenizer`.
+
+        Args:
+            path: str or path. A folder; other files in it stay.
+        """
+        self.tokenizer.export_to_transformers(path)
 
     def build(self, input_shape):
         super().build(input_shape)
