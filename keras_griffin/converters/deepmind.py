@@ -1,8 +1,8 @@
 """DeepMind's parameters: the Flax tree and the PyTorch state dict.
 
 Takes parameters that are in memory and gives them back in the same form;
-`deepmind_archive` reads and writes files. Checked against recurrentgemma 1.0.1 (`recurrentgemma.jax`,
-`recurrentgemma.torch`).
+`deepmind_archive` reads and writes files. Checked against recurrentgemma 1.0.1
+(`recurrentgemma.jax`, `recurrentgemma.torch`).
 """
 
 import dataclasses

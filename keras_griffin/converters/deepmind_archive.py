@@ -1,8 +1,8 @@
 """DeepMind's checkpoints as files: Flax in orbax, PyTorch in a .pt file.
 
 As on Kaggle: a folder with `tokenizer.model` and, for Flax, one folder that
-orbax wrote or, for PyTorch, one .pt file with a state dict. Such an archive says
-nothing about the model but its parameters; what their shapes do not tell is
+orbax wrote or, for PyTorch, one .pt file with a state dict. Such an archive
+tells parameters and nothing else. What their shapes do not say is taken to be
 RecurrentGemma's, unless the archive was written here and has SETTINGS_FILE.
 """
 

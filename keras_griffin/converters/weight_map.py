@@ -294,7 +294,8 @@ def with_progress(table, model, title):
     sizes = []
     for row in table:
         variable = find_variable(model, row.variable)
-        itemsize = np_dtype(variable.dtype).itemsize
+        dtype = keras.backend.standardize_dtype(variable.dtype)
+        itemsize = np_dtype(dtype).itemsize
         sizes.append(math.prod(variable.shape) * itemsize)
     with tqdm(
         total=sum(sizes),

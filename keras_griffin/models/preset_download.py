@@ -107,9 +107,9 @@ def _explained_hf(handle):
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as e:
         raise ConnectionError(
             "A model must be downloaded once before it is used offline. "
-            f"Received: {handle!r}, which is not in the cache, and Hugging Face "
-            "cannot be reached. Connect and unset HF_HUB_OFFLINE, or give the "
-            "path of a folder."
+            f"Received: {handle!r}, which is not in the cache, while Hugging "
+            "Face cannot be reached. Connect and unset HF_HUB_OFFLINE, or give "
+            "the path of a folder."
         ) from e
     except errors.HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)

@@ -35,8 +35,8 @@ def write(proto, folder):
         or not (unigram or kind == model.trainer_spec.BPE)
     ):
         raise ValueError(
-            "A tokenizer for transformers must be BPE or unigram and leave text "
-            "as it is. Received: a SentencePiece model of type "
+            "A tokenizer for transformers must be BPE or unigram and leave "
+            "text as it is. Received: a SentencePiece model of type "
             f"{kind}, normalization {rules.name!r}, "
             f"add_dummy_prefix={rules.add_dummy_prefix}, "
             f"remove_extra_whitespaces={rules.remove_extra_whitespaces}. "
