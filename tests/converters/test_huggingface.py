@@ -354,7 +354,7 @@ def test_tokenizer_file(tmp_path):
 
 
 SHARDED = """
-import sys, json, jax, keras, numpy as np
+import sys, json, math, jax, keras, numpy as np
 import keras_griffin
 from keras_griffin.converters import huggingface, safetensors_folder
 
@@ -371,8 +371,9 @@ def held():
     # Bytes on each device; nothing else is alive on them.
     sizes = dict.fromkeys(jax.devices(), 0)
     for array in jax.live_arrays():
-        for shard in array.addressable_shards:
-            sizes[shard.device] += shard.data.nbytes
+        shape = array.sharding.shard_shape(array.shape)
+        for device in array.sharding.device_set:
+            sizes[device] += math.prod(shape) * array.itemsize
     return sizes
 
 before = held()

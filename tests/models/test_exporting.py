@@ -63,6 +63,8 @@ def test_keras_files(model, tmp_path, dtype):
     backbone = keras_griffin.GriffinBackbone.from_config(config)
     randomize(backbone)
     whole = keras_griffin.GriffinCausalLM(backbone, model.preprocessor)
+    # As `fit` does; Keras warns of an optimizer that has seen no variables.
+    whole.optimizer.build(whole.trainable_variables)
     whole.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     check_equal(loaded, whole)
@@ -264,7 +266,7 @@ def test_a_conversion_that_changes_logits_is_dropped(
         return whole(model) + (len(calls) - 1)
 
     monkeypatch.setattr(conversion, "_logits", logits)
-    with pytest.raises(ValueError, match="logits of its source.*1.0 off"):
+    with pytest.raises(ValueError, match="logits of its source.*up to 1.0"):
         conversion.convert(saved, tmp_path / "out", "transformers")
     assert list(tmp_path.iterdir()) == []
 
