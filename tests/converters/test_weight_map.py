@@ -204,6 +204,6 @@ def test_progress_is_shown_of_what_takes_long(monkeypatch, capsys):
 
 def test_quantized_weights_are_not_exported():
     model = make_model()
-    model.up = keras.Variable(np.zeros(5), dtype="int8")
+    model.up = keras.Variable(np.zeros(5), dtype="int8", trainable=False)
     with pytest.raises(ValueError, match="floating-point.*up in int8"):
         dict(weight_map.export(TABLE, model))
