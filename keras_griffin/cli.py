@@ -1,6 +1,6 @@
-"""The `keras-griffin` command: generate text, list and describe presets.
+"""The `keras-griffin` command: generate text, convert and describe presets.
 
-Keras is imported inside `generate` only, after the backend is chosen.
+Keras is imported where a model is loaded, after the backend is chosen.
 """
 
 import argparse
@@ -22,6 +22,8 @@ TOP_P = 0.9  # probability
 DTYPES = {"float32": 4, "bfloat16": 2}  # bytes a number
 # Weights, gradients and AdamW's two moments.
 TRAINING_COPIES = 4
+FORMS = ("keras", "transformers", "deepmind")
+FRAMEWORKS = ("flax", "torch")
 USAGE_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
@@ -30,6 +32,7 @@ Griffin, Hawk and RecurrentGemma on Keras 3.
 
   keras-griffin generate "ROMEO:"            text from the shipped model
   keras-griffin chat                         talk to a model
+  keras-griffin convert SOURCE TARGET --to transformers
   keras-griffin presets                      every model, with its size
   keras-griffin info recurrent_gemma_2b_en   sizes and memory of one model
   keras-griffin plan recurrent_gemma_2b_en   memory of training on a TPU slice
@@ -57,6 +60,17 @@ Reads a line, prints the reply as it is made, and keeps the conversation.
 
 Ctrl-C stops a reply; at an empty line it ends the chat, as Ctrl-D does. A model
 that is not made for instructions continues what it is told."""
+
+CONVERT = """\
+Writes a model in another form, for KerasHub, transformers or DeepMind's code.
+
+  keras-griffin convert hf://google/recurrentgemma-2b ./rg --to keras
+  keras-griffin convert ./my_griffin ./for_hf --to transformers
+  keras-griffin convert ./my_griffin ./for_dm --to deepmind --framework torch
+
+The source may have any form that can be loaded. The weights keep their dtype.
+The target appears only when it was loaded again and gave the same logits; what
+its form cannot express is refused."""
 
 INFO = """\
 Prints the configuration, the exact number of parameters and the memory that a
@@ -157,6 +171,35 @@ def _parser():
         "here at the end",
     )
     _add_model_arguments(chat)
+
+    convert = _add_command(
+        commands, "convert", _convert, "write a model in another form", CONVERT
+    )
+    convert.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="a name of `keras-griffin presets`, a folder, a .pt file, or an "
+        "hf:// or kaggle:// address",
+    )
+    convert.add_argument(
+        "target", metavar="TARGET", type=Path, help="a new or empty folder"
+    )
+    convert.add_argument(
+        "--to", choices=FORMS, required=True, help="the form of the target"
+    )
+    convert.add_argument(
+        "--framework",
+        choices=FRAMEWORKS,
+        default="flax",
+        help="with --to deepmind: orbax's folder, or a .pt file "
+        "(default: %(default)s)",
+    )
+    convert.add_argument(
+        "--dtype",
+        choices=(*DTYPES, "float16"),
+        help="of the written weights (default: that of the source)",
+    )
+    _add_backend_argument(convert)
 
     _add_command(
         commands,
@@ -263,6 +306,10 @@ def _add_model_arguments(command):
         type=int,
         help="makes the draw repeatable (default: another one each time)",
     )
+    _add_backend_argument(command)
+
+
+def _add_backend_argument(command):
     command.add_argument(
         "--backend",
         choices=BACKENDS,
@@ -351,6 +398,32 @@ def _load_model(preset, arguments):
     return model
 
 
+def _convert(arguments):
+    source = _checked_preset(arguments.source)
+    _choose_backend(arguments.backend)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only
+    with start_up.quiet_tensorflow():
+        from keras_griffin.models.conversion import convert
+
+        _settle_tensorflow()
+    try:
+        report = convert(
+            source,
+            arguments.target,
+            arguments.to,
+            arguments.framework,
+            arguments.dtype,
+        )
+    except (ImportError, OSError, ValueError) as error:
+        raise CommandError(f"{arguments.source}: {error}") from error
+    tokenizer = "with" if report["tokenizer"] else "without"
+    print(
+        f"{arguments.target}: {report['parameters']:,} parameters in "
+        f"{report['dtype']}, {tokenizer} tokenizer. Loaded again, it gives the "
+        "same logits."
+    )
+
+
 def _chat(arguments):
     preset = _checked_preset(arguments.preset)
     _choose_backend(arguments.backend)
@@ -386,7 +459,7 @@ def _converse(session):
 
 def _checked_preset(preset):
     """Finds what can be found wrong before anything heavy is imported."""
-    if "://" in preset or Path(preset).is_dir():
+    if "://" in preset or Path(preset).exists():
         return preset
     if _looks_like_a_path(preset):
         raise CommandError(f"There is no folder {preset}.")

@@ -1,12 +1,13 @@
 """DeepMind's parameters: the Flax tree and the PyTorch state dict.
 
-Takes parameters that are in memory and gives them back in the same form.
-Checked against recurrentgemma 1.0.1 (`recurrentgemma.jax`,
-`recurrentgemma.torch`).
+Takes parameters that are in memory and gives them back in the same form;
+`deepmind_archive` reads and writes files. Checked against recurrentgemma 1.0.1
+(`recurrentgemma.jax`, `recurrentgemma.torch`).
 """
 
 import dataclasses
 
+import ml_dtypes
 import numpy as np
 
 from keras_griffin.converters import weight_map
@@ -188,11 +189,35 @@ def backbone_config(
     Raises:
         ValueError: if it is not a Griffin model's tree.
     """
-    shapes = {name: leaf.shape for name, leaf in _flatten(params).items()}
+    return config_from_shapes(
+        {name: leaf.shape for name, leaf in _flatten(params).items()},
+        attention_window_size,
+        final_logit_soft_cap,
+        scale_embeddings,
+    )
+
+
+def config_from_shapes(
+    shapes, attention_window_size, final_logit_soft_cap, scale_embeddings
+):
+    """Does what `backbone_config` does, from names and shapes alone.
+
+    Args:
+        shapes: dict of Flax name, levels joined by "/", to shape.
+        attention_window_size: int. See `backbone_config`.
+        final_logit_soft_cap: float or `None`.
+        scale_embeddings: bool.
+
+    Returns:
+        dict of keyword arguments.
+
+    Raises:
+        ValueError: if it is not a Griffin model's tree.
+    """
     if "embedder/input_embedding" not in shapes:
         raise ValueError(
             "A Griffin parameter tree must hold `embedder/input_embedding`. "
-            f"Received: the top level {sorted(_unwrap(params))}. "
+            f"Received: the top level {sorted(_top_level(shapes))}. "
             "Give the tree of `recurrentgemma.jax.Griffin`."
         )
     vocabulary_size, hidden_dim = shapes["embedder/input_embedding"]
@@ -301,7 +326,7 @@ def load_torch_params(backbone, state_dict):
         weight_map.rows(TORCH, backbone),
         backbone,
         shapes={name: tuple(x.shape) for name, x in state_dict.items()},
-        read=lambda name: _torch_to_numpy(state_dict[name]),
+        read=lambda name: torch_to_numpy(state_dict[name]),
         origin="a PyTorch state dict",
     )
 
@@ -321,6 +346,31 @@ def to_torch_params(backbone):
     return dict(weight_map.export(weight_map.rows(TORCH, backbone), backbone))
 
 
+def flax_shapes(torch_shapes):
+    """Returns PyTorch names and shapes as the Flax ones.
+
+    Args:
+        torch_shapes: dict of name to shape.
+
+    Returns:
+        dict of name, levels joined by "/", to shape.
+    """
+    shapes = {}
+    for name, shape in torch_shapes.items():
+        levels = name.split(".")
+        if levels[0] == "blocks" and len(levels) > 1:
+            levels[:2] = [".".join(levels[:2])]
+        if levels[-1] == "weight":
+            levels[-1] = "kernel"
+            shape = shape[::-1]
+        shapes["/".join(levels)] = tuple(shape)
+    return shapes
+
+
+def _top_level(shapes):
+    return {name.split("/")[0] for name in shapes}
+
+
 def _unwrap(params):
     # `save_parameters` of recurrentgemma wraps the tree, its archives may not.
     return params["params"] if set(params) == {"params"} else params
@@ -338,11 +388,15 @@ def _flatten(params):
     return flat
 
 
-def _torch_to_numpy(tensor):
+def torch_to_numpy(tensor):
     """Returns a NumPy copy of a torch tensor or an array."""
     if hasattr(tensor, "detach"):
         tensor = tensor.detach().cpu()
         if str(tensor.dtype) == "torch.bfloat16":
-            tensor = tensor.float()  # exact; torch hands NumPy no bfloat16
+            import torch
+
+            # The same bits; torch hands NumPy no bfloat16.
+            bits = tensor.contiguous().view(torch.int16).numpy()
+            return np.array(bits).view(ml_dtypes.bfloat16)
         tensor = tensor.numpy()
     return np.array(tensor)

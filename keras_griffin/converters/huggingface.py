@@ -1,28 +1,27 @@
 """RecurrentGemma in Hugging Face's format: configuration, weights, tokenizer.
 
-Reads a folder as `RecurrentGemmaForCausalLM.save_pretrained` of transformers
-writes it and as `google/recurrentgemma-*` on the Hub have it. Checked against
-transformers 5.23.
+Reads and writes a folder as `RecurrentGemmaForCausalLM.save_pretrained` of
+transformers does and as `google/recurrentgemma-*` on the Hub have it. Checked
+against transformers 5.23.
 """
 
-import contextlib
 import json
 import pathlib
 
 import numpy as np
 
+from keras_griffin.converters import safetensors_folder
 from keras_griffin.converters import weight_map
 from keras_griffin.converters.weight_map import Weight
 from keras_griffin.converters.weight_map import WeightMap
 
 MODEL_TYPE = "recurrent_gemma"
 CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 TOKENIZER_FILE = "tokenizer.model"
+# Of config.json, for what is ours to know.
+OUR_KEY = "keras_griffin"
 EMBEDDING = "model.embed_tokens.weight"
 OUTPUT_EMBEDDING = "lm_head.weight"
-FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 ROWS_COMPARED_AT_ONCE = 8192  # 64 MiB of a 4096 wide bfloat16 embedding
 
 # What transformers 5.23 assumes for a field that config.json leaves out.
@@ -196,7 +195,7 @@ def read_config(folder):
             f"A folder in Hugging Face's format must hold {CONFIG_FILE}. "
             f"Received: {folder}. Give the folder that `save_pretrained` wrote."
         )
-    return _read_json(path)
+    return safetensors_folder.read_json(path)
 
 
 def backbone_config(hf_config):
@@ -284,10 +283,7 @@ def backbone_config(hf_config):
         "head_dim": hidden // heads,
         "recurrent_dim": config["lru_width"] or hidden,
         "block_types": _block_types(config),
-        # The number is DeepMind's, where a token sees itself and W before it,
-        # as here. In transformers 5.23 it sees one fewer, W with itself: past
-        # W tokens its logits are not those of the model that was trained.
-        "attention_window_size": config["attention_window_size"],
+        "attention_window_size": _window(config),
         "num_gate_blocks": heads,
         "conv_kernel_size": config["conv1d_width"],
         "recurrence": "real",
@@ -320,20 +316,31 @@ def load_weights(backbone, folder):
             input embedding. Only for NaN has anything been assigned by then.
     """
     table = weight_map.rows(HUGGINGFACE, backbone)
-    with contextlib.ExitStack() as stack:
-        files = _open_weights(pathlib.Path(folder), stack)
-        _check_dtypes(files, folder)
-        _drop_output_embedding(files, folder)
-        weight_map.load(
-            table,
-            backbone,
-            shapes={
-                name: tuple(file.get_slice(name).get_shape())
-                for name, file in files.items()
-            },
-            read=lambda name: files[name].get_tensor(name),
-            origin=str(folder),
-        )
+    tensors = safetensors_folder.stored_tensors(folder)
+    _check_dtypes(tensors, folder)
+    _drop_output_embedding(tensors, folder)
+    weight_map.load(
+        table,
+        backbone,
+        shapes={name: tensor.shape for name, tensor in tensors.items()},
+        read=lambda name: safetensors_folder.read(tensors, name),
+        origin=str(folder),
+    )
+
+
+def stored_dtypes(folder):
+    """Returns the set of Keras dtype names of a folder's weights.
+
+    Args:
+        folder: str or path. A folder in Hugging Face's format.
+
+    Raises:
+        ValueError: if there are no weights, or they are no floats.
+    """
+    tensors = safetensors_folder.stored_tensors(folder)
+    _check_dtypes(tensors, folder)
+    names = safetensors_folder.FLOAT_DTYPES
+    return {names[tensor.dtype] for tensor in tensors.values()}
 
 
 def export_tensors(backbone):
@@ -349,6 +356,142 @@ def export_tensors(backbone):
         ValueError: if the backbone has a complex recurrence.
     """
     return weight_map.export(weight_map.rows(HUGGINGFACE, backbone), backbone)
+
+
+def hf_config(backbone, tokenizer=None):
+    """Returns the config.json with which transformers computes the same.
+
+    transformers 5.23 counts the token itself into its window, so that the
+    number is one more than the backbone's. `backbone_config` gives the
+    backbone's back. `dropout` has no place in the file.
+
+    Args:
+        backbone: `GriffinBackbone`.
+        tokenizer: `GriffinTokenizer`, for the ids of special tokens. Defaults
+            to `None`: RecurrentGemma's ids.
+
+    Returns:
+        dict.
+
+    Raises:
+        ValueError: if RecurrentGemma's architecture, as transformers has it,
+            cannot express the backbone; the message says what.
+    """
+    _check_expressible(backbone)
+    window = backbone.attention_window_size
+    ids = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+    if tokenizer is not None:
+        ids = {
+            "pad_token_id": tokenizer.pad_token_id,
+            "eos_token_id": tokenizer.end_token_id,
+            "bos_token_id": tokenizer.start_token_id,
+        }
+    theirs = {ours: theirs for theirs, ours in BLOCK_TYPES.items()}
+    return {
+        "architectures": ["RecurrentGemmaForCausalLM"],
+        "model_type": MODEL_TYPE,
+        "attention_bias": False,
+        "attention_window_size": window + 1,
+        OUR_KEY: {"attention_window_size": window},
+        "block_types": [theirs[name] for name in backbone.block_types],
+        "conv1d_width": backbone.conv_kernel_size,
+        "dtype": backbone.variable_dtype,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_size": backbone.hidden_dim,
+        "intermediate_size": 2 * backbone.intermediate_dim,
+        "logits_soft_cap": backbone.final_logit_soft_cap,
+        "lru_width": backbone.recurrent_dim,
+        "num_attention_heads": backbone.num_query_heads,
+        "num_hidden_layers": backbone.num_layers,
+        "num_key_value_heads": 1,
+        "rms_norm_eps": backbone.layer_norm_epsilon,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": backbone.rope_max_wavelength,
+            "partial_rotary_factor": backbone.rope_fraction,
+        },
+        "tie_word_embeddings": True,
+        "vocab_size": backbone.vocabulary_size,
+        **ids,
+    }
+
+
+def _check_expressible(backbone):
+    def require(condition, rule, received):
+        _require(
+            condition,
+            f"{rule}, in transformers' RecurrentGemma",
+            received,
+            "Keep this model with `save_to_preset`.",
+        )
+
+    recurrent = "recurrent" in backbone.block_types
+    heads = backbone.num_query_heads
+    require(
+        "global_attention" not in backbone.block_types,
+        "Attention is local",
+        f"block_types={backbone.block_types}",
+    )
+    require(
+        backbone.recurrence == "real" or not recurrent,
+        "The recurrence is real",
+        f'recurrence="{backbone.recurrence}"',
+    )
+    require(
+        backbone.scale_embeddings,
+        "Embeddings are always scaled",
+        f"scale_embeddings={backbone.scale_embeddings}",
+    )
+    require(
+        backbone.final_logit_soft_cap is not None,
+        "Logits always have a soft cap",
+        f"final_logit_soft_cap={backbone.final_logit_soft_cap}",
+    )
+    require(
+        backbone.num_gate_blocks == heads or not recurrent,
+        "`num_gate_blocks` is `num_query_heads`",
+        f"num_gate_blocks={backbone.num_gate_blocks}, num_query_heads={heads}",
+    )
+    require(
+        backbone.head_dim * heads == backbone.hidden_dim,
+        "`head_dim` is `hidden_dim // num_query_heads`",
+        f"head_dim={backbone.head_dim}, hidden_dim={backbone.hidden_dim}, "
+        f"num_query_heads={heads}",
+    )
+
+
+def write_weights(backbone, folder, max_shard_size):
+    """Writes a backbone's weights as safetensors, in their own dtype.
+
+    Args:
+        backbone: `GriffinBackbone`.
+        folder: str or path. Exists.
+        max_shard_size: int or float. A file's largest size [GB].
+
+    Raises:
+        ImportError: if safetensors is not installed.
+        ValueError: if a weight is no float, or has no name in the format.
+    """
+    table = weight_map.rows(HUGGINGFACE, backbone)
+    shapes = weight_map.tensor_shapes(table, backbone)
+    dtypes = weight_map.tensor_dtypes(table, backbone)
+    safetensors_folder.write(
+        folder,
+        {name: (shape, dtypes[name]) for name, shape in shapes.items()},
+        weight_map.export(table, backbone),
+        max_shard_size,
+    )
+
+
+def write_config(config, folder):
+    """Writes config.json.
+
+    Args:
+        config: dict.
+        folder: str or path. Exists.
+    """
+    path = pathlib.Path(folder) / CONFIG_FILE
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def tokenizer_file(folder):
@@ -371,6 +514,29 @@ def tokenizer_file(folder):
             "checkpoint (tokenizer.json is not read)."
         )
     return path
+
+
+def _window(config):
+    """Returns W: a token sees itself and the W tokens before it.
+
+    The number in Google's files is DeepMind's W. transformers 5.23 takes it for
+    the keys that a token sees with itself, one fewer, so that past W tokens its
+    logits are not those of the model that was trained. `hf_config` therefore
+    writes W + 1 and, under OUR_KEY, W.
+    """
+    theirs = config["attention_window_size"]
+    if OUR_KEY not in config:
+        return theirs
+    ours = config[OUR_KEY]["attention_window_size"]
+    _require(
+        theirs == ours + 1,
+        f"`attention_window_size` must be one more than that of `{OUR_KEY}`, "
+        "which does not count the token itself",
+        f"{theirs} and {ours}",
+        f"Remove `{OUR_KEY}` from config.json to have {theirs} tokens before "
+        "itself, as in Google's checkpoints.",
+    )
+    return ours
 
 
 def _block_types(config):
@@ -404,92 +570,35 @@ def _rope(config):
     return rope["rope_theta"], rope["partial_rotary_factor"]
 
 
-def _open_weights(folder, stack):
-    """Returns `{tensor name: open file}`; only headers are read."""
-    files = {}
-    for path in _weight_files(folder):
-        file = _open_safetensors(path, stack)
-        for name in file.keys():
-            if name in files:
-                raise ValueError(
-                    "A tensor must be in one shard only. Received: "
-                    f"{folder}, with {name} in {path.name} and another file. "
-                    "Remove shards that belong to another checkpoint."
-                )
-            files[name] = file
-    return files
-
-
-def _weight_files(folder):
-    if (folder / WEIGHTS_FILE).is_file():
-        return [folder / WEIGHTS_FILE]
-    index_path = folder / INDEX_FILE
-    if not index_path.is_file():
-        raise ValueError(
-            f"Weights are read from {WEIGHTS_FILE}, or from {INDEX_FILE} and "
-            f"its shards. Received: {folder}, without either. Save the model "
-            "with `save_pretrained(folder)` of transformers 5, which writes "
-            "safetensors."
-        )
-    index = _read_json(index_path)
-    if not isinstance(index.get("weight_map"), dict):
-        raise ValueError(
-            "An index must map tensor names to files under `weight_map`. "
-            f"Received: {index_path}, with the keys {sorted(index)}. "
-            "Fetch the file anew."
-        )
-    names = sorted(set(index["weight_map"].values()))
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        raise ValueError(
-            f"Every shard named in {INDEX_FILE} must be there. Received: "
-            f"{folder}, without {', '.join(missing)}. Download what is missing."
-        )
-    return [folder / name for name in names]
-
-
-def _open_safetensors(path, stack):
-    try:
-        import safetensors
-    except ImportError as error:
-        raise ImportError(
-            "Reading Hugging Face's weights needs safetensors. Received: "
-            f"{path}. Install it with `pip install keras-griffin[convert]`."
-        ) from error
-    try:
-        return stack.enter_context(safetensors.safe_open(path, framework="np"))
-    except safetensors.SafetensorError as error:
-        raise ValueError(
-            "A safetensors file must be complete and undamaged. Received: "
-            f"{path} ({error}). Download it again."
-        ) from error
-
-
-def _check_dtypes(files, folder):
-    for name, file in files.items():
-        dtype = file.get_slice(name).get_dtype()
+def _check_dtypes(tensors, folder):
+    for name, tensor in tensors.items():
         _require(
-            dtype in FLOAT_DTYPES,
-            f"Weights must be stored as one of {', '.join(FLOAT_DTYPES)}",
-            f"{folder}, with {name} as {dtype}",
+            tensor.dtype in safetensors_folder.FLOAT_DTYPES,
+            "Weights must be stored as one of "
+            f"{', '.join(safetensors_folder.FLOAT_DTYPES)}",
+            f"{folder}, with {name} as {tensor.dtype}",
             "Load the original checkpoint, before quantisation.",
         )
 
 
-def _drop_output_embedding(files, folder):
+def _drop_output_embedding(tensors, folder):
     """Forgets lm_head.weight after checking that it repeats the embedding."""
-    output_file = files.pop(OUTPUT_EMBEDDING, None)
-    if output_file is None or EMBEDDING not in files:
+    output = tensors.get(OUTPUT_EMBEDDING)
+    embedding = tensors.get(EMBEDDING)
+    if output is None or embedding is None:
+        tensors.pop(OUTPUT_EMBEDDING, None)
         return
-    output = output_file.get_slice(OUTPUT_EMBEDDING)
-    embedding = files[EMBEDDING].get_slice(EMBEDDING)
-    size = output.get_shape()[0]
+    size = output.shape[0]
     pieces = [
         slice(start, min(start + ROWS_COMPARED_AT_ONCE, size))
         for start in range(0, size, ROWS_COMPARED_AT_ONCE)
     ]
-    tied = output.get_shape() == embedding.get_shape() and all(
-        np.array_equal(output[rows], embedding[rows]) for rows in pieces
+    tied = output.shape == embedding.shape and all(
+        np.array_equal(
+            safetensors_folder.read_rows(tensors, OUTPUT_EMBEDDING, rows),
+            safetensors_folder.read_rows(tensors, EMBEDDING, rows),
+        )
+        for rows in pieces
     )
     _require(
         tied,
@@ -498,22 +607,7 @@ def _drop_output_embedding(files, folder):
         f"{folder}, where they differ",
         "A model trained with separate embeddings cannot be loaded.",
     )
-
-
-def _read_json(path):
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(
-            f"{path.name} must be JSON. Received: {path} ({error}). "
-            "Download it again."
-        ) from error
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"{path.name} must hold a JSON object. Received: {path}, with a "
-            f"{type(content).__name__}. Download it again."
-        )
-    return content
+    del tensors[OUTPUT_EMBEDDING]
 
 
 def _require(condition, rule, received, advice):

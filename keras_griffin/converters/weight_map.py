@@ -8,6 +8,7 @@ Nothing here imports the models: a backbone is any object with their attributes.
 """
 
 import dataclasses
+import math
 import typing
 
 import keras
@@ -15,6 +16,10 @@ import ml_dtypes
 import numpy as np
 
 MAX_NAMES_IN_ERROR = 5
+# Seconds of loading before progress is shown: small models never get there.
+PROGRESS_DELAY = 2
+# Numbers looked at together; all at once would take a byte for each.
+CHECKED_AT_ONCE = 2**22
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +155,66 @@ def tensor_shapes(table, model):
     return shapes
 
 
+def tensor_dtypes(table, model):
+    """Returns `{tensor name: dtype name}` of a model's weights.
+
+    Raises:
+        ValueError: if a weight is no float, because it was quantized.
+    """
+    dtypes = {}
+    for row in table:
+        dtype = keras.backend.standardize_dtype(
+            find_variable(model, row.variable).dtype
+        )
+        if "float" not in dtype or "float8" in dtype:
+            raise ValueError(
+                "Only floating-point weights can be exported. Received: "
+                f"{row.variable} in {dtype}. Export the model before it is "
+                "quantized; `save_to_preset` keeps a quantized one."
+            )
+        dtypes[row.tensor] = dtype
+    return dtypes
+
+
+def build_empty(build):
+    """Returns a model that has no value in any of its variables yet.
+
+    A checkpoint fills them by `load`, so that no random values are drawn and no
+    second copy is ever in memory; then `fill_rest`.
+
+    Args:
+        build: callable without arguments that returns the model.
+
+    Example:
+        >>> model = build_empty(lambda: keras_griffin.GriffinBackbone(**config))
+    """
+    with keras.StatelessScope(initialize_variables=False):
+        model = build()
+    # Keras has listed the variables, and fills them at random when the next
+    # scope ends. One that ends at once forgets them instead.
+    for variable in model.variables:
+        variable._deferred_initialize = _keep_empty
+    with keras.StatelessScope():
+        pass
+    for variable in model.variables:
+        del variable._deferred_initialize
+    return model
+
+
+def _keep_empty():
+    pass
+
+
+def fill_rest(model):
+    """Gives the variables that no checkpoint holds their initial values.
+
+    They are the seeds of dropout.
+    """
+    for variable in model.variables:
+        if variable._value is None:
+            variable._deferred_initialize()
+
+
 def check_tensors(table, model, shapes, origin):
     """Checks names and shapes before anything is assigned.
 
@@ -212,34 +277,65 @@ def load(table, model, shapes, read, origin):
             case variables before it are assigned already.
     """
     check_tensors(table, model, shapes, origin)
-    for row in table:
+    for row in with_progress(table, model, "Loading weights"):
         _load_row(row, find_variable(model, row.variable), read, origin)
+
+
+def with_progress(table, model, title):
+    """Yields the rows of a table, with a bar on stderr that counts bytes.
+
+    Args:
+        table: list of `Weight`.
+        model: the object that the rows' variables belong to.
+        title: str. What the bar says.
+    """
+    from tqdm.auto import tqdm
+
+    sizes = []
+    for row in table:
+        variable = find_variable(model, row.variable)
+        dtype = keras.backend.standardize_dtype(variable.dtype)
+        itemsize = np_dtype(dtype).itemsize
+        sizes.append(math.prod(variable.shape) * itemsize)
+    with tqdm(
+        total=sum(sizes),
+        desc=title,
+        unit="B",
+        unit_scale=True,
+        unit_divisor=1024,
+        delay=PROGRESS_DELAY,
+    ) as bar:
+        for row, size in zip(table, sizes, strict=True):
+            yield row
+            bar.update(size)
 
 
 def export(table, model):
     """Yields `(tensor name, NumPy array)` of a model, one at a time.
 
-    The inverse of `load`: bit-exact, in each variable's own dtype.
+    The inverse of `load`: bit-exact, in each variable's own dtype. Low-rank
+    adapters are merged into what they adapt.
 
     Args:
         table: list of `Weight`, from `rows`.
         model: the object that the rows' variables belong to.
+
+    Raises:
+        ValueError: if a weight is quantized.
     """
-    waiting = {}
-    for row, parts in _with_part_counts(table):
-        variable = find_variable(model, row.variable)
-        # Keras' JAX variables are no tensors to `convert_to_numpy`.
-        value = keras.ops.convert_to_tensor(variable)
-        value = keras.ops.convert_to_numpy(value)
+    tensor_dtypes(table, model)  # refuses what cannot be exported, first
+    waiting, counts = {}, _part_counts(table)
+    for row in with_progress(table, model, "Writing weights"):
+        value = _to_numpy(find_variable(model, row.variable))
         value = LAYOUTS[row.layout].to_theirs(value)
         if row.part is None:
             yield row.tensor, np.ascontiguousarray(value)
             continue
         found = waiting.setdefault(row.tensor, {})
         found[row.part] = value
-        if len(found) == parts:
+        if len(found) == counts[row.tensor]:
             del waiting[row.tensor]
-            yield row.tensor, np.stack([found[i] for i in range(parts)])
+            yield row.tensor, np.stack([found[i] for i in sorted(found)])
 
 
 def np_dtype(name):
@@ -254,29 +350,33 @@ def _load_row(row, variable, read, origin):
         value = value[row.part]
     value = LAYOUTS[row.layout].to_ours(value)
     with np.errstate(over="ignore"):  # reported below, with its name
-        value = value.astype(np_dtype(variable.dtype), copy=False)
+        value = value.astype(np_dtype(variable.dtype), order="C", copy=False)
+    value = np.ascontiguousarray(value)
     _check_finite(value, row.tensor, origin)
     _assign(variable, value)
 
 
 def _check_finite(value, tensor, origin):
-    finite = np.isfinite(value)
-    if finite.all():
+    flat = value.reshape(-1)
+    wrong = 0
+    for start in range(0, flat.size, CHECKED_AT_ONCE):
+        finite = np.isfinite(flat[start : start + CHECKED_AT_ONCE])
+        wrong += finite.size - int(finite.sum())
+    if not wrong:
         return
     raise ValueError(
         f"Weights must be finite numbers in {value.dtype.name}. Received: "
-        f"{origin}, {tensor} with {finite.size - finite.sum()} of "
-        f"{finite.size} that are NaN or infinite. Fetch the checkpoint anew, "
-        "or load it with a dtype of wider range; do not use the model as it "
-        "is now."
+        f"{origin}, {tensor} with {wrong} of {flat.size} that are NaN or "
+        "infinite. Fetch the checkpoint anew, or load it with a dtype of "
+        "wider range; do not use the model as it is now."
     )
 
 
-def _with_part_counts(table):
+def _part_counts(table):
     counts = {}
     for row in table:
         counts[row.tensor] = counts.get(row.tensor, 0) + 1
-    return [(row, counts[row.tensor]) for row in table]
+    return counts
 
 
 def _assign(variable, value):
@@ -291,7 +391,22 @@ def _assign(variable, value):
 
         # The same bits. Keras would make a float32 copy on the way.
         value = torch.from_numpy(value.view("int16")).view(torch.bfloat16)
-    variable.assign(value)
+    if variable._value is None:  # of `build_empty`
+        variable._initialize(keras.ops.convert_to_tensor(value))
+    else:
+        variable.assign(value)
+
+
+def _to_numpy(variable):
+    # Keras' JAX variables are no tensors to `convert_to_numpy`.
+    value = keras.ops.convert_to_tensor(variable)
+    if keras.backend.backend() == "torch" and variable.dtype == "bfloat16":
+        import torch
+
+        # The same bits; Keras would make a float32 copy on the way.
+        bits = value.detach().view(torch.int16).cpu().numpy()
+        return bits.view(ml_dtypes.bfloat16)
+    return keras.ops.convert_to_numpy(value)
 
 
 def _some(names):

@@ -4,7 +4,6 @@ import numpy as np
 from keras import ops
 from keras_hub.models import Backbone
 
-from keras_griffin.converters import huggingface
 from keras_griffin.distribution.layout_map import layout_map
 from keras_griffin.layers.block_diagonal_dense import fan_in_normal
 from keras_griffin.layers.gated_mlp import GatedMLP
@@ -19,8 +18,10 @@ from keras_griffin.layers.token_layout import TokenLayout
 from keras_griffin.layers.token_layout import init_rows
 from keras_griffin.layers.token_layout import permute
 from keras_griffin.models import adapters
+from keras_griffin.models import exporting
 from keras_griffin.models import quantization
-from keras_griffin.models.preset_loading import build_arguments
+from keras_griffin.models.preset_index import preset_summaries
+from keras_griffin.models.preset_loading import build_backbone
 from keras_griffin.models.preset_loading import find_preset
 
 BLOCK_TYPES = ("recurrent", "local_attention", "global_attention")
@@ -136,6 +137,9 @@ class GriffinBackbone(Backbone):
         arXiv:2402.19427, section 2; arXiv:2404.07839; recurrentgemma
         `jax/griffin.py::Griffin`.
     """
+
+    # As KerasHub has them: what can be given to `from_preset` by name.
+    presets = preset_summaries()
 
     def __init__(
         self,
@@ -322,10 +326,50 @@ class GriffinBackbone(Backbone):
         source = find_preset(preset, load_weights)
         if source.kind == "keras":
             return super().from_preset(source.path, load_weights, **kwargs)
-        backbone = cls(**{**build_arguments(source), **kwargs})
-        if load_weights:
-            huggingface.load_weights(backbone, source.path)
-        return backbone
+        return build_backbone(cls, source, load_weights, kwargs)
+
+    def save_to_preset(self, preset_dir, max_shard_size=10):
+        """Saves the backbone as KerasHub does, and a model card.
+
+        A file of the folder is replaced when all are written; a README.md that
+        is there already stays.
+
+        Args:
+            preset_dir: str or path. The folder.
+            max_shard_size: int or float. A weight file's largest size;
+                `None`: one file. Defaults to `10` [GB].
+        """
+        exporting.save_preset(
+            super().save_to_preset, preset_dir, self, max_shard_size
+        )
+
+    def export_to_transformers(self, path, max_shard_size=5):
+        """Writes the backbone alone in Hugging Face's format.
+
+        See `GriffinCausalLM.export_to_transformers`.
+
+        Args:
+            path: str or path. A new or empty folder.
+            max_shard_size: int or float. Defaults to `5` [GB].
+
+        Raises:
+            ValueError: as `GriffinCausalLM.export_to_transformers`.
+        """
+        exporting.export_to_transformers(path, self, None, max_shard_size)
+
+    def export_to_deepmind(self, path, framework="flax"):
+        """Writes the backbone alone as an archive of DeepMind's.
+
+        See `GriffinCausalLM.export_to_deepmind`.
+
+        Args:
+            path: str or path. A new or empty folder.
+            framework: `"flax"` or `"torch"`. Defaults to `"flax"`.
+
+        Raises:
+            ValueError: as `GriffinCausalLM.export_to_deepmind`.
+        """
+        exporting.export_to_deepmind(path, self, None, framework)
 
     @staticmethod
     def get_layout_map(device_mesh, fully_sharded=True):

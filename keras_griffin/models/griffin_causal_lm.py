@@ -13,6 +13,7 @@ from keras_hub.samplers import SpeculativeSampler
 
 from keras_griffin.distribution.griffin_parallel import GriffinParallel
 from keras_griffin.distribution.layout_map import check_layout_map
+from keras_griffin.models import exporting
 from keras_griffin.models import quantization
 from keras_griffin.models import turns
 from keras_griffin.models.chat_session import ChatSession
@@ -126,6 +127,7 @@ class GriffinCausalLM(CausalLM):
 
     backbone_cls = GriffinBackbone
     preprocessor_cls = GriffinCausalLMPreprocessor
+    presets = GriffinBackbone.presets
 
     _loss_in_pieces = False  # until `compile`
 
@@ -158,7 +160,11 @@ class GriffinCausalLM(CausalLM):
                 - a folder written by `save_to_preset`;
                 - a folder in Hugging Face's RecurrentGemma format
                   (`config.json`, safetensors, `tokenizer.model`);
-                - a handle: `"hf://..."` or `"kaggle://..."`.
+                - an archive of DeepMind's: a folder with `tokenizer.model`
+                  and an orbax folder or a .pt file. If it was not written
+                  here, it is taken for a RecurrentGemma's;
+                - a handle: `"hf://..."` or `"kaggle://..."`, of any of these
+                  forms.
             load_weights: bool. `False` builds the architecture with random
                 weights and, for a preset that has to be downloaded, downloads
                 nothing: there is no preprocessor then. Defaults to `True`.
@@ -172,7 +178,11 @@ class GriffinCausalLM(CausalLM):
         Raises:
             ValueError: for an unknown preset, an architecture without
                 released weights, or a folder with missing, damaged or
-                unfitting files.
+                unfitting files. No half-loaded model is returned.
+            PermissionError: if a licence has to be accepted, or there is no
+                token; the message has the page and the variable.
+            ConnectionError: if a hub cannot be reached and nothing is cached.
+            FileNotFoundError: if a hub has no such model.
 
         Example:
         ```python
@@ -188,13 +198,90 @@ class GriffinCausalLM(CausalLM):
             )
         if "backbone" not in kwargs:
             kwargs["backbone"] = GriffinBackbone.from_preset(
-                preset, load_weights, dtype=dtype
+                source.path, load_weights, dtype=dtype
             )
-        if "preprocessor" not in kwargs and source.kind == "huggingface":
+        if "preprocessor" not in kwargs and source.kind != "architecture":
             kwargs["preprocessor"] = GriffinCausalLMPreprocessor.from_preset(
                 source.path, **preprocessor_arguments(preset)
             )
         return cls(**kwargs)
+
+    def save_to_preset(self, preset_dir, max_shard_size=10):
+        """Saves the model as KerasHub does, and a model card.
+
+        A file of the folder is replaced when all are written; a README.md that
+        is there already stays.
+
+        Args:
+            preset_dir: str or path. The folder.
+            max_shard_size: int or float. A weight file's largest size;
+                `None`: one file. Defaults to `10` [GB].
+        """
+        exporting.save_preset(
+            super().save_to_preset, preset_dir, self.backbone, max_shard_size
+        )
+
+    def export_to_transformers(self, path, max_shard_size=5):
+        """Writes a folder that transformers loads as RecurrentGemma.
+
+        config.json, safetensors in the weights' own dtype and, with a
+        preprocessor, the tokenizer. `from_preset` reads it back bit for bit.
+        transformers counts a token itself into its window, so that config.json
+        has `attention_window_size + 1`: then its logits are this model's.
+
+        Args:
+            path: str or path. A new or empty folder. It appears when all is
+                written, or not at all.
+            max_shard_size: int or float. A weight file's largest size.
+                Defaults to `5` [GB].
+
+        Raises:
+            ImportError: if safetensors is not installed.
+            ValueError: if transformers cannot express the model (the message
+                says what), a weight is quantized, or the folder holds files.
+
+        Example:
+        ```python
+        model.export_to_transformers("./my_recurrent_gemma")
+        transformers.AutoModelForCausalLM.from_pretrained(
+            "./my_recurrent_gemma"
+        )
+        ```
+        """
+        exporting.export_to_transformers(
+            path, self.backbone, self._tokenizer(), max_shard_size
+        )
+
+    def export_to_deepmind(self, path, framework="flax"):
+        """Writes an archive as Google's on Kaggle, for DeepMind's own code.
+
+        `model/` by orbax or `model.pt`, in the weights' own dtype, and with a
+        preprocessor `tokenizer.model`. `keras_griffin.json` keeps what such an
+        archive does not tell; the model card has DeepMind's `GriffinConfig`.
+        Takes as much memory again as the weights.
+
+        Args:
+            path: str or path. A new or empty folder. It appears when all is
+                written, or not at all.
+            framework: `"flax"` or `"torch"`. Defaults to `"flax"`.
+
+        Raises:
+            ImportError: if orbax-checkpoint or torch is not installed.
+            ValueError: if DeepMind's code cannot express the model (the
+                message says what), a weight is quantized, or the folder holds
+                files.
+
+        Example:
+        ```python
+        model.export_to_deepmind("./my_archive", framework="torch")
+        ```
+        """
+        exporting.export_to_deepmind(
+            path, self.backbone, self._tokenizer(), framework
+        )
+
+    def _tokenizer(self):
+        return self.preprocessor and self.preprocessor.tokenizer
 
     def _logits(self, hidden):
         logits = self.backbone.token_embedding(hidden, reverse=True)

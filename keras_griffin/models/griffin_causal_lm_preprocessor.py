@@ -97,6 +97,7 @@ class GriffinCausalLMPreprocessor(CausalLMPreprocessor):
 
     backbone_cls = GriffinBackbone
     tokenizer_cls = GriffinTokenizer
+    presets = GriffinBackbone.presets
 
     def __init__(
         self,
@@ -153,6 +154,14 @@ class GriffinCausalLMPreprocessor(CausalLMPreprocessor):
         if self.turn_format is None:
             return stops
         return (*stops, self.tokenizer.token_to_id(turns.END_OF_TURN))
+
+    def export_to_transformers(self, path):
+        """Writes the tokenizer for transformers. See `GriffinTokenizer`.
+
+        Args:
+            path: str or path. A folder; other files in it stay.
+        """
+        self.tokenizer.export_to_transformers(path)
 
     def build(self, input_shape):
         super().build(input_shape)

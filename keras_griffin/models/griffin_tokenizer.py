@@ -5,13 +5,10 @@ import keras
 import numpy as np
 from keras_hub.tokenizers import SentencePieceTokenizer
 
+from keras_griffin.models import exporting
 from keras_griffin.models.griffin_backbone import GriffinBackbone
-from keras_griffin.models.preset_index import preset_entry
-from keras_griffin.models.preset_loading import HF_PREFIX
 from keras_griffin.models.preset_loading import find_preset
-
-# Hugging Face's name of the SentencePiece file beside a checkpoint.
-HF_TOKENIZER_FILE = "tokenizer.model"
+from keras_griffin.models.preset_loading import tokenizer_path
 
 
 @keras.saving.register_keras_serializable(package="keras_griffin")
@@ -56,6 +53,7 @@ class GriffinTokenizer(SentencePieceTokenizer):
     """
 
     backbone_cls = GriffinBackbone
+    presets = GriffinBackbone.presets
 
     def __init__(self, proto=None, **kwargs):
         self._add_special_token("<bos>", "start_token")
@@ -82,19 +80,17 @@ class GriffinTokenizer(SentencePieceTokenizer):
         source = find_preset(preset, load_weights=False)
         if source.kind == "keras":
             return super().from_preset(source.path, **kwargs)
-        if source.kind == "architecture":
-            path = _download(source.path)
-        else:
-            path = os.path.join(source.path, HF_TOKENIZER_FILE)
-        if not os.path.isfile(path):
-            raise ValueError(
-                f"A folder in Hugging Face's format must hold "
-                f"{HF_TOKENIZER_FILE} for text to be tokenized. Received: "
-                f"{source.path!r} without it. Copy the file from the original "
-                "checkpoint, or load the model with `preprocessor=None`."
-            )
+        path = tokenizer_path(source)
         with open(path, "rb") as file:
             return cls(file.read(), **kwargs)
+
+    def export_to_transformers(self, path):
+        """Writes what transformers reads a tokenizer from.
+
+        Args:
+            path: str or path. A folder; other files in it stay.
+        """
+        exporting.export_tokenizer(path, self)
 
     def load_assets(self, dir_path):
         # KerasHub's own method leaves the file open.
@@ -244,19 +240,3 @@ def _rows(inputs):
         np.ndim(row) for row in inputs
     )
     return [np.asarray(row) for row in (inputs if nested else [inputs])]
-
-
-def _download(name):
-    """The SentencePiece file of a named preset that is not shipped."""
-    weights = preset_entry(name)["weights"]
-    if weights is None:
-        raise ValueError(
-            "A preset must have been trained to have a tokenizer. Received: "
-            f"{name!r}, an architecture of the paper without weights. Take "
-            "the tokenizer of another preset, or train one with the "
-            "`sentencepiece` package."
-        )
-    import huggingface_hub
-
-    repository = weights["hf"].removeprefix(HF_PREFIX)
-    return huggingface_hub.hf_hub_download(repository, HF_TOKENIZER_FILE)

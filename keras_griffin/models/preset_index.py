@@ -81,6 +81,38 @@ def preprocessor_arguments(preset):
     return preset_entry(preset).get("preprocessor", {})
 
 
+def preset_summaries():
+    """What KerasHub's classes have as `presets`, for the presets of all names.
+
+    Returns:
+        A dict of name to a dict: "metadata" ("description", "params": the
+        number of parameters, "path", "source") and, where there are weights,
+        their handles ("kaggle_handle", "hf_handle").
+
+    Example:
+
+    ```python
+    presets = keras_griffin.GriffinBackbone.presets
+    presets["recurrent_gemma_2b_en"]["metadata"]["params"]  # 2682862080
+    ```
+    """
+    summaries = {}
+    for name in preset_names():
+        entry = preset_entry(name)
+        summaries[name] = {
+            "metadata": {
+                "description": entry["description"],
+                "params": entry["parameters"],
+                "path": "griffin",
+                "source": entry["source"],
+            }
+        }
+        for hub in ("kaggle", "hf"):
+            if hub in (entry["weights"] or {}):
+                summaries[name][f"{hub}_handle"] = entry["weights"][hub]
+    return summaries
+
+
 def shipped_preset_path(name):
     """The folder of a preset whose weights came with the package.
 

@@ -354,28 +354,63 @@ def test_tokenizer_file(tmp_path):
 
 
 SHARDED = """
-import sys, json, keras, numpy as np
-from keras_griffin.converters import huggingface
-from keras_griffin.models.griffin_backbone import GriffinBackbone
+import sys, json, math, jax, keras, numpy as np
+import keras_griffin
+from keras_griffin.converters import huggingface, safetensors_folder
 
 folder = sys.argv[1]
-mesh = keras.distribution.DeviceMesh((2, 2), ("batch", "model"))
+mesh = keras.distribution.DeviceMesh((2, 4), ("batch", "model"))
 layout_map = keras.distribution.LayoutMap(mesh)
 layout_map[".*embeddings"] = ("model", None)
-layout_map[".*linear_x.*kernel"] = (None, "model")
+layout_map[".*(linear_x|gate|up).*kernel"] = (None, "model")
 keras.distribution.set_distribution(
     keras.distribution.ModelParallel(layout_map=layout_map)
 )
-config = huggingface.backbone_config(huggingface.read_config(folder))
-backbone = GriffinBackbone(**config)
-huggingface.load_weights(backbone, folder)
+
+def held():
+    # Bytes on each device; nothing else is alive on them.
+    sizes = dict.fromkeys(jax.devices(), 0)
+    for array in jax.live_arrays():
+        shape = array.sharding.shard_shape(array.shape)
+        for device in array.sharding.device_set:
+            sizes[device] += math.prod(shape) * array.itemsize
+    return sizes
+
+before = held()
+peaks, read = [], safetensors_folder.read
+
+def watched_read(tensors, name):
+    peaks.append(held())
+    return read(tensors, name)
+
+safetensors_folder.read = watched_read
+put = jax.device_put
+
+def watched_put(x, layout):
+    # Whole tensors come from the host and are cut on the way.
+    assert isinstance(x, np.ndarray), type(x)
+    return put(x, layout)
+
+jax.device_put = watched_put
+backbone = keras_griffin.GriffinBackbone.from_preset(folder)
+jax.device_put = put
+peaks.append(held())
+after = peaks[-1]
 for variable in (
     backbone.token_embedding.embeddings,
     backbone.blocks[0].temporal.linear_x.kernel,
     backbone.final_norm.scale,
 ):
-    shard = variable.value.addressable_shards[0].data.shape
-    print(json.dumps(shard))
+    layout = keras.distribution.distribution().get_variable_layout(variable)
+    assert variable.value.sharding.is_equivalent_to(
+        layout.backend_layout, variable.ndim
+    )
+    print(json.dumps(variable.value.addressable_shards[0].data.shape))
+share = max(after[d] - before[d] for d in after)
+peak = max(held[d] - before[d] for held in peaks for d in held)
+largest = max(v.value.nbytes for v in backbone.weights)
+total = sum(v.value.nbytes for v in backbone.weights)
+print(json.dumps([share, peak, largest, total]))
 np.savez(folder + "/out.npz", **dict(huggingface.export_tensors(backbone)))
 """
 
@@ -383,9 +418,9 @@ np.savez(folder + "/out.npz", **dict(huggingface.export_tensors(backbone)))
 @pytest.mark.skipif(
     keras.backend.backend() != "jax", reason="only JAX has layouts"
 )
-def test_weights_get_the_sharding_of_their_variables(tmp_path, tensors):
+def test_weights_go_straight_to_their_shards(tmp_path, tensors):
     write(tmp_path, tensors)
-    flag = "--xla_force_host_platform_device_count=4"
+    flag = "--xla_force_host_platform_device_count=8"
     result = subprocess.run(
         [sys.executable, "-c", SHARDED, str(tmp_path)],
         env={**os.environ, "XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"},
@@ -395,8 +430,11 @@ def test_weights_get_the_sharding_of_their_variables(tmp_path, tensors):
         cwd=pathlib.Path(__file__).parents[2],
     )
     assert result.returncode == 0, result.stderr
-    shapes = [json.loads(line) for line in result.stdout.splitlines()]
-    assert shapes == [[10, 16], [16, 12], [16]]
+    *shapes, sizes = [json.loads(x) for x in result.stdout.splitlines()]
+    assert shapes == [[5, 16], [16, 6], [16]]
+    share, peak, largest, total = sizes
+    assert share < total
+    assert peak <= share + largest
     exported = np.load(tmp_path / "out.npz")
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(exported[name], tensor)

@@ -158,3 +158,52 @@ def test_complex_recurrence_needs_rows_for_it():
     backbone = types.SimpleNamespace(recurrence="complex")
     with pytest.raises(ValueError, match="This format can only hold"):
         weight_map.rows(real_only, backbone)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_model_without_values_is_filled(dtype):
+    def build():
+        inputs = keras.Input((3,))
+        x = keras.layers.Dense(4, name="dense", dtype=dtype)(inputs)
+        return keras.Model(inputs, keras.layers.Dropout(0.5)(x))
+
+    model = weight_map.build_empty(build)
+    assert all(variable._value is None for variable in model.variables)
+    # Other models are not touched, and do not touch this one.
+    other = keras.layers.Dense(2)
+    other.build((None, 2))
+    assert all(variable._value is None for variable in model.variables)
+    table = [
+        Weight("kernel", "w", "transposed"),
+        Weight("bias", "b"),
+    ]
+    tensors = {"w": np.arange(12.0).reshape(4, 3), "b": np.ones(4)}
+    dense = model.get_layer("dense")
+    shapes = {name: x.shape for name, x in tensors.items()}
+    weight_map.load(table, dense, shapes, tensors.__getitem__, "memory")
+    weight_map.fill_rest(model)
+    kernel = keras.ops.convert_to_numpy(dense.kernel.value)
+    np.testing.assert_array_equal(kernel.astype("float32"), tensors["w"].T)
+    model.compile(optimizer="sgd", loss="mse")
+    model.fit(np.ones((4, 3)), np.zeros((4, 4)), verbose=0)
+    after = keras.ops.convert_to_numpy(dense.kernel.value)
+    assert (after.astype("float32") != tensors["w"].T).any()
+
+
+def test_progress_is_shown_of_what_takes_long(monkeypatch, capsys):
+    load(make_model(), make_tensors())
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(weight_map, "PROGRESS_DELAY", 0)
+    load(make_model(), make_tensors())
+    shown = capsys.readouterr().err
+    assert "Loading weights: 100%" in shown
+    assert "64.0/64.0" in shown  # 16 float32 in bytes
+    dict(weight_map.export(TABLE, make_model()))
+    assert "Writing weights: 100%" in capsys.readouterr().err
+
+
+def test_quantized_weights_are_not_exported():
+    model = make_model()
+    model.up = keras.Variable(np.zeros(5), dtype="int8", trainable=False)
+    with pytest.raises(ValueError, match="floating-point.*up in int8"):
+        dict(weight_map.export(TABLE, model))

@@ -293,15 +293,36 @@ class HuggingFaceGriffin:
 
 def write_tokenizer(path, vocabulary_size=40):
     """Trains a SentencePiece model with Gemma's special ids on a few lines."""
+    path.write_bytes(train_tokenizer("unigram", False, vocabulary_size))
+
+
+def train_tokenizer(kind, exact, vocabulary_size=None):
+    """Returns a SentencePiece model trained on a few lines.
+
+    Args:
+        kind: `"bpe"` or `"unigram"`.
+        exact: bool. Whether it leaves text as it is and falls back to bytes,
+            as Gemma's does.
+        vocabulary_size: int. Defaults to `None`: what `kind` needs.
+    """
     import io
 
     import sentencepiece
 
+    options = {}
+    if exact:
+        options = {
+            "byte_fallback": True,
+            "normalization_rule_name": "identity",
+            "add_dummy_prefix": False,
+            "remove_extra_whitespaces": False,
+        }
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([TEXT, TEXT.upper()[:9]] * 5),
         model_writer=model,
-        vocab_size=vocabulary_size,
+        model_type=kind,
+        vocab_size=vocabulary_size or (310 if exact else 40),
         hard_vocab_limit=False,
         pad_id=0,
         eos_id=1,
@@ -312,8 +333,9 @@ def write_tokenizer(path, vocabulary_size=40):
         eos_piece="<eos>",
         unk_piece="<unk>",
         minloglevel=2,
+        **options,
     )
-    path.write_bytes(model.getvalue())
+    return model.getvalue()
 
 
 def edit_json(path, **changes):
