@@ -1,6 +1,7 @@
 """The RG-LRU on TPUs, as their compiler schedules it; no TPU is needed.
 
     python benchmarks/scan_on_a_tpu.py
+    python benchmarks/scan_on_a_tpu.py --others
     python benchmarks/scan_on_a_tpu.py --compile-only v5e
 
 Compiles the RG-LRU as a user calls it, ours and DeepMind's, forward and
@@ -12,6 +13,7 @@ bounds, and only ratios between two programs on one target mean something.
 
 import argparse
 import datetime
+import functools
 import importlib.metadata
 import json
 import os
@@ -131,6 +133,49 @@ CASES = {
 }
 
 
+# Beside the shape of the table: `(arguments of the cases, targets)`.
+OTHERS = {
+    "1 x 8192 x 5632, 16 gate blocks": ({"shape": SHAPE_OF_7B}, TARGETS),
+    "float32": ({"dtype": "float32"}, ("v5e",)),
+    "complex": ({"is_complex": True}, ("v5e",)),
+    "on v4": ({}, ("v4",)),
+}
+for _name, (_arguments, _) in OTHERS.items():
+    CASES[f"ours, {_name}"] = functools.partial(ours, **_arguments)
+    CASES[f"DeepMind's, {_name}"] = functools.partial(deepmind, **_arguments)
+
+
+def others_table():
+    """Forward and backward, of shapes and dtypes that are not in the table."""
+    lines = [
+        "# The RG-LRU on TPUs, from their compiler: other shapes",
+        "",
+        f"`python benchmarks/{Path(__file__).name} --others`, "
+        f"{datetime.date.today().isoformat()}. Read it like scan_on_a_tpu.md: "
+        "forward and backward,",
+        f"{SHAPE[:3]}, bfloat16, {GATE_BLOCKS} gate blocks, but for what the "
+        "row says.",
+        "",
+        "| what | target | ours [ms] | DeepMind's [ms] | ratio | our traffic "
+        "[GB] | DeepMind's |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, (_, targets) in OTHERS.items():
+        for target in targets:
+            we, they = (
+                measure(f"{who}, {name}", target)
+                for who in ("ours", "DeepMind's")
+            )
+            lines.append(
+                f"| {name} | {target} | {we['bound_ms']:.3f} | "
+                f"{they['bound_ms']:.3f} | "
+                f"**{they['bound_ms'] / we['bound_ms']:.2f}** | "
+                f"{we['hbm_bytes'] / 1e9:.2f} | {they['hbm_bytes'] / 1e9:.2f} |"
+            )
+            print(lines[-1], flush=True)
+    return "\n".join([*lines, ""])
+
+
 def compile_only(target):
     shape = SMALL_ON_V4 if target == "v4" else SMALL
     tpu_schedule.measure(lambda spec: ours(spec, shape), target)
@@ -224,12 +269,18 @@ def plot(results, path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--compile-only", choices=tpu_schedule.TOPOLOGY)
+    parser.add_argument(
+        "--others", action="store_true", help="other shapes and dtypes"
+    )
     parser.add_argument("--case", choices=CASES, help="one case, as JSON")
     parser.add_argument(
         "--target", choices=tpu_schedule.TOPOLOGY, default="v5e"
     )
     parser.add_argument("--output", type=Path, default=HERE / "results")
     arguments = parser.parse_args()
+    if arguments.others:
+        path = arguments.output / "scan_on_a_tpu_others.md"
+        return path.write_text(others_table())
     if arguments.compile_only:
         return compile_only(arguments.compile_only)
     if arguments.case:

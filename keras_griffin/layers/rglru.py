@@ -41,8 +41,8 @@ class RGLRU(TemporalLayer):
             `"reference"` (see `DecayInitializer`). Defaults to `"paper"`.
         gate_initializer: initializer of the gates' blocks. Defaults to a
             normal of variance 1 / block width.
-        implementation: which kernel computes it: `"auto"` or `"ops"`; see
-            `keras_griffin.kernels.rg_lru`. Defaults to `"auto"`.
+        implementation: what computes it: `"auto"`, `"ops"` or the name of a
+            kernel; see `keras_griffin.kernels.rg_lru`. Defaults to `"auto"`.
         **kwargs: see `keras.layers.Layer`.
 
     Call arguments: see `TemporalLayer`. The state's own part is `"recurrent"`

@@ -29,10 +29,10 @@ def linear_scan(x, a, initial_state=None, reverse=False, implementation="auto"):
         reverse: bool. Whether to run from the last time step to the first.
             Defaults to `False`.
         implementation: string. `"ops"`: plain operations, on every backend
-            and device. `"pallas_tpu"`: a kernel for TPUs, on the JAX backend,
-            for float32 and bfloat16. `"auto"`: the kernel on a machine with a
-            single TPU device where it covers the case, else `"ops"`. Defaults
-            to `"auto"`.
+            and device. `"pallas_tpu"`, `"pallas_gpu"`: kernels for TPUs and
+            for CUDA, on the JAX backend. `"auto"`: the kernel of the platform
+            that the program is lowered for, where it covers the case, else
+            `"ops"`; see `dispatch.set_implementation`. Defaults to `"auto"`.
 
     Returns:
         y: like `x`, in the dtype of `x`.
@@ -44,13 +44,13 @@ def linear_scan(x, a, initial_state=None, reverse=False, implementation="auto"):
     Raises:
         ValueError: if `implementation` is unknown, if some arguments are
             pairs and others are not, or if shapes or dtypes are not as above.
-        NotImplementedError: if `"pallas_tpu"` was asked for and does not cover
-            the case.
+        NotImplementedError: if a kernel was asked for by name and does not
+            cover the case.
 
     Numerics:
         float32 inside whatever the dtype of `x` and `a`. The order of the
         additions differs between implementations, so results agree to
-        rounding. `"pallas_tpu"` keeps `y` in its dtype for the backward pass.
+        rounding. `y` is kept in its dtype for the backward pass.
 
     Example:
 

@@ -55,10 +55,10 @@ def rg_lru(
         initial_state: float tensor `(batch, width)`, the state before the
             first time step. Defaults to `None`: zeros.
         implementation: string. `"ops"`: plain operations, on every backend
-            and device. `"pallas_tpu"`: a kernel for TPUs, on the JAX backend,
-            for float32 and bfloat16. `"auto"`: the kernel on a machine with a
-            single TPU device where it covers the case, else `"ops"`. Defaults
-            to `"auto"`.
+            and device. `"pallas_tpu"`, `"pallas_gpu"`: kernels for TPUs and
+            for CUDA, on the JAX backend. `"auto"`: the kernel of the platform
+            that the program is lowered for, where it covers the case, else
+            `"ops"`; see `dispatch.set_implementation`. Defaults to `"auto"`.
 
     Returns:
         y: `(batch, time, width)` in the dtype of `x`.
@@ -68,8 +68,8 @@ def rg_lru(
     Raises:
         ValueError: if `implementation` is unknown, or if shapes or dtypes are
             not as above.
-        NotImplementedError: if `"pallas_tpu"` was asked for and does not cover
-            the case.
+        NotImplementedError: if a kernel was asked for by name and does not
+            cover the case.
 
     Numerics:
         Gate products take kernels rounded to the dtype of `x` and accumulate
@@ -78,8 +78,8 @@ def rg_lru(
         `expm1`, so it keeps its digits where `|a|` is near 1; the original
         code's `1 - exp(2 log |a|)` does not. `"pallas_tpu"` does so for
         float32, where it also has float32 matrix products in full (a TPU's
-        default is bfloat16); for bfloat16 it takes the plain difference and,
-        in the backward pass, states rounded to bfloat16.
+        default is bfloat16); for bfloat16 it takes the plain difference. The
+        backward pass has `y` in its dtype.
 
     Example:
 
