@@ -307,8 +307,13 @@ def test_the_check_sees_every_weight(saved, tmp_path, monkeypatch):
 def test_conversions_that_cannot_be(saved, tmp_path):
     with pytest.raises(ValueError, match="keras, transformers, deepmind"):
         conversion.convert(saved, tmp_path / "out", "gguf")
-    with pytest.raises(ValueError, match="Embeddings are always scaled"):
-        conversion.convert(
-            "griffin_shakespeare_en", tmp_path / "out", "transformers"
-        )
     assert list(tmp_path.iterdir()) == []
+    plain = keras_griffin.GriffinCausalLM(
+        keras_griffin.GriffinBackbone(
+            **{**peers.GRIFFIN, "scale_embeddings": False}
+        )
+    )
+    plain.save_to_preset(tmp_path / "in")
+    with pytest.raises(ValueError, match="Embeddings are always scaled"):
+        conversion.convert(tmp_path / "in", tmp_path / "out", "transformers")
+    assert list(tmp_path.iterdir()) == [tmp_path / "in"]
