@@ -78,7 +78,7 @@ model needs. Nothing is built or downloaded.
 
   keras-griffin info griffin_7b
   keras-griffin info ./my_model        a folder of `save_to_preset`, or one in
-                                       Hugging Face's format"""
+                                       Hugging Face's or DeepMind's format"""
 
 
 PLAN = """\
@@ -694,8 +694,8 @@ def _folder_config(folder):
     file = folder / "config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CommandError(f"There is no config.json in {folder}.") from error
+    except FileNotFoundError:
+        return _archive_config(folder)
     except ValueError as error:
         raise CommandError(f"{file} is not JSON: {error}") from error
     if not isinstance(config, dict):
@@ -718,4 +718,20 @@ def _folder_config(folder):
     raise CommandError(
         f"{file} describes no model of this package. It must be a folder "
         "of `save_to_preset`, or have model_type recurrent_gemma."
+    )
+
+
+def _archive_config(folder):
+    """The same for a folder without config.json: an archive of DeepMind's."""
+    _choose_backend(None)
+    with start_up.quiet_tensorflow():
+        from keras_griffin.converters import deepmind_archive
+    try:
+        archive = deepmind_archive.find(folder)
+        if archive is not None:
+            return deepmind_archive.backbone_config(archive)
+    except (ImportError, ValueError) as error:
+        raise CommandError(f"{folder}: {error}") from error
+    raise CommandError(
+        f"There is no config.json in {folder}, and no checkpoint of DeepMind's."
     )

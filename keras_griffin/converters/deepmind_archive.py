@@ -121,7 +121,9 @@ def backbone_config(archive):
     shapes = _open(archive).shapes
     if archive.framework == "torch":
         shapes = deepmind.flax_shapes(shapes)
-    return deepmind.config_from_shapes(shapes, **RECURRENT_GEMMA)
+    config = deepmind.config_from_shapes(shapes, **RECURRENT_GEMMA)
+    # Attention alone has no convolution to tell it.
+    return {"conv_kernel_size": CONV_KERNEL_SIZE, **config}
 
 
 def stored_dtypes(archive):
@@ -331,9 +333,10 @@ def _open_torch(path):
                 mmap=zipfile.is_zipfile(path),
             )
         except pickle.UnpicklingError as error:
+            reason = str(error).splitlines()[0]
             raise ValueError(
                 "A .pt file must hold nothing but tensors: other objects could "
-                f"run code when they are loaded. Received: {path} ({error}). "
+                f"run code when they are loaded. Received: {path} ({reason}). "
                 "Save `model.state_dict()`, or download the file again."
             ) from error
         except (RuntimeError, EOFError, OSError) as error:

@@ -347,7 +347,8 @@ def np_dtype(name):
 def _load_row(row, variable, read, origin):
     value = read(row.tensor)
     if row.part is not None:
-        value = value[row.part]
+        # A view would keep the other parts in memory with it.
+        value = value[row.part].copy()
     value = LAYOUTS[row.layout].to_ours(value)
     with np.errstate(over="ignore"):  # reported below, with its name
         value = value.astype(np_dtype(variable.dtype), order="C", copy=False)

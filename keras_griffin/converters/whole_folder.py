@@ -23,7 +23,7 @@ def whole_folder(path, replace=False):
     Raises:
         ValueError: if `path` is a file, or holds files without `replace`.
     """
-    target = pathlib.Path(path)
+    target = pathlib.Path(path).resolve()  # "." has no name
     if target.exists() and not target.is_dir():
         raise ValueError(
             f"A folder is written. Received: {path}, which is a file. Choose "

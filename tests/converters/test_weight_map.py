@@ -104,6 +104,21 @@ def test_load_holds_one_tensor_at_a_time():
     assert len(alive) == len(TABLE)
 
 
+def test_a_part_does_not_keep_the_others():
+    tensors, alive = make_tensors(), []
+
+    def read(name):
+        tensor = tensors[name].astype("float32")  # as the variables
+        alive.append(weakref.ref(tensor))
+        return tensor
+
+    model = make_model()
+    shapes = {name: x.shape for name, x in tensors.items()}
+    weight_map.load(TABLE[1:], model, {"both": shapes["both"]}, read, "memory")
+    assert model.gate.shape == (5,)
+    assert [reference() for reference in alive] == [None, None]
+
+
 def test_missing_tensor():
     tensors = make_tensors()
     del tensors["linear"]

@@ -49,6 +49,14 @@ def test_an_empty_folder_is_filled(tmp_path):
     assert (tmp_path / "x").read_text() == "new"
 
 
+def test_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with whole_folder(".") as folder:
+        fill(folder, "x")
+    assert (tmp_path / "here" / "x").read_text() == "new"
+
+
 def test_files_are_not_mixed(tmp_path):
     (tmp_path / "old").write_text("")
     with pytest.raises(ValueError, match=r"new or empty.*with \['old'\]"):

@@ -255,6 +255,22 @@ def test_command_on_one_file(saved, tmp_path, capsys):
 
 
 @pytest.mark.backend_independent
+def test_info_of_an_archive(model, tmp_path, capsys):
+    folder = str(tmp_path / "torch")
+    model.export_to_deepmind(folder, framework="torch")
+    (tmp_path / "torch" / "keras_griffin.json").unlink()
+    assert cli.main(["info", folder]) == 0
+    out = capsys.readouterr().out
+    assert f"Parameters: {model.count_params():,} (" in out
+    assert "attention_window_size  2048" in out
+    assert cli.main(["info", str(tmp_path)]) == cli.USAGE_ERROR
+    assert "no checkpoint of DeepMind's" in capsys.readouterr().err
+    (tmp_path / "torch" / "model.pt").write_bytes(b"")
+    assert cli.main(["info", folder]) == cli.USAGE_ERROR
+    assert "complete and undamaged" in capsys.readouterr().err
+
+
+@pytest.mark.backend_independent
 def test_a_conversion_that_changes_logits_is_dropped(
     saved, tmp_path, monkeypatch
 ):
@@ -291,8 +307,13 @@ def test_the_check_sees_every_weight(saved, tmp_path, monkeypatch):
 def test_conversions_that_cannot_be(saved, tmp_path):
     with pytest.raises(ValueError, match="keras, transformers, deepmind"):
         conversion.convert(saved, tmp_path / "out", "gguf")
-    with pytest.raises(ValueError, match="Embeddings are always scaled"):
-        conversion.convert(
-            "griffin_shakespeare_en", tmp_path / "out", "transformers"
-        )
     assert list(tmp_path.iterdir()) == []
+    plain = keras_griffin.GriffinCausalLM(
+        keras_griffin.GriffinBackbone(
+            **{**peers.GRIFFIN, "scale_embeddings": False}
+        )
+    )
+    plain.save_to_preset(tmp_path / "in")
+    with pytest.raises(ValueError, match="Embeddings are always scaled"):
+        conversion.convert(tmp_path / "in", tmp_path / "out", "transformers")
+    assert list(tmp_path.iterdir()) == [tmp_path / "in"]

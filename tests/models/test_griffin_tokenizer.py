@@ -294,7 +294,7 @@ def test_from_a_keras_preset(tokenizer, tmp_path):
 def test_from_a_hugging_face_folder(tokenizer, tmp_path):
     config = {"model_type": "recurrent_gemma"}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="must hold tokenizer.model"):
+    with pytest.raises(ValueError, match="come with tokenizer.model"):
         GriffinTokenizer.from_preset(str(tmp_path))
     (tmp_path / "tokenizer.model").write_bytes(tokenizer.proto)
     again = GriffinTokenizer.from_preset(str(tmp_path))
