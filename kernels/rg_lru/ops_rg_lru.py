@@ -200,27 +200,28 @@ def _rounded(kernel, inputs):
 
 
 def _in_blocks(x, blocks):
-    """`(batch, block, time, width of a block)`.
+    """`(block, batch, time, width of a block)`.
 
-    Matrix products of time and width alone: on a CPU they take half as long
-    as with the block between the two.
+    With the block first a CPU multiplies the matrices twice as fast as with
+    the block between time and width.
     """
     batch, time, width = ops.shape(x)[0], ops.shape(x)[1], x.shape[2]
     x = ops.reshape(x, (batch, time, blocks, width // blocks))
-    return ops.transpose(x, (0, 2, 1, 3))
+    return ops.transpose(x, (2, 0, 1, 3))
 
 
 def _from_blocks(x):
-    batch, blocks, time, size = ops.shape(x)
-    x = ops.transpose(x, (0, 2, 1, 3))
+    blocks, batch, time, size = ops.shape(x)
+    x = ops.transpose(x, (1, 2, 0, 3))
     return ops.reshape(x, (batch, time, blocks * size))
 
 
 def _gate(inputs, kernel, bias):
     """sigmoid(x W + b), W block diagonal; `kernel` holds its blocks."""
     x = _in_blocks(ops.cast(inputs.x, "float32"), kernel.shape[0])
-    z = _from_blocks(ops.matmul(x, _rounded(kernel, inputs)))
-    return ops.sigmoid(z + ops.reshape(ops.cast(bias, "float32"), (-1,)))
+    z = ops.einsum("gbti,gij->gbtj", x, _rounded(kernel, inputs))
+    bias = ops.reshape(ops.cast(bias, "float32"), (-1,))
+    return ops.sigmoid(_from_blocks(z) + bias)
 
 
 def _gate_backward(d_gate, gate, inputs, kernel, bias):
@@ -230,8 +231,8 @@ def _gate_backward(d_gate, gate, inputs, kernel, bias):
     d_bias = ops.reshape(ops.sum(dz, axis=(0, 1)), bias.shape)
     dz = _in_blocks(dz, blocks)
     x = _in_blocks(ops.cast(inputs.x, "float32"), blocks)
-    dx = ops.matmul(dz, ops.transpose(_rounded(kernel, inputs), (0, 2, 1)))
-    d_kernel = ops.einsum("bgti,bgtj->gij", x, dz)
+    dx = ops.einsum("gbtj,gij->gbti", dz, _rounded(kernel, inputs))
+    d_kernel = ops.einsum("gbti,gbtj->gij", x, dz)
     return (
         _from_blocks(dx),
         ops.cast(d_kernel, kernel.dtype),

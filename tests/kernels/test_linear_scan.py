@@ -5,6 +5,7 @@ import pytest
 from keras_griffin.kernels.linear_scan.reference import linear_scan_gradients
 from keras_griffin.kernels.linear_scan.reference import linear_scan_reference
 from support.cases import SCAN_CASES
+from support.cases import ScanCase
 from support.kernels import assert_scan_case
 
 
@@ -60,4 +61,12 @@ COMPILES_FAST = keras.config.backend() == "jax"
 
 @pytest.mark.parametrize("case", SCAN_CASES, ids=str)
 def test_values_and_gradients(case):
+    assert_scan_case(case, compiled=COMPILES_FAST)
+
+
+def test_errors_do_not_grow_with_time():
+    """The tolerances of short scans, after 131,072 steps."""
+    case = ScanCase(
+        "very long", batch=1, time=131072, width=2, decay="near_one"
+    )
     assert_scan_case(case, compiled=COMPILES_FAST)
