@@ -6,7 +6,8 @@ class StopOnNaN(keras.callbacks.Callback):
     """Stops training at the first step whose loss is not a finite number.
 
     `keras.callbacks.TerminateOnNaN` names the batch within its epoch alone;
-    this one names the step, raises, and so leaves backups alone.
+    this one names the step, raises, and so leaves backups alone. Looking at
+    the loss waits for the step, as a progress bar does.
 
     Args:
         None. It has no settings.

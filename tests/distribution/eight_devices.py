@@ -48,7 +48,7 @@ MESHES = {
 # What else is on, and on which meshes.
 VARIANTS = {
     "plain": ["batch 8", "batch 2, model 4", "model 8"],
-    "packed, remat": ["batch 2, model 4", "batch 2, model 2, sequence 2"],
+    "packed, remat": ["batch 2, model 2, sequence 2"],
     "lora": ["batch 2, model 4, weights replicated"],
 }
 

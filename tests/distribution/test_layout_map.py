@@ -8,6 +8,7 @@ from keras_griffin.distribution import check_layout_map
 from keras_griffin.distribution import layout_map
 from support.models import PATTERNS
 from support.models import tiny_backbone
+from support.models import tiny_model
 
 pytestmark = pytest.mark.backend_independent
 
@@ -203,3 +204,15 @@ def test_the_mesh_of_griffin_parallel(sizes, shape):
 def test_sizes_that_are_not_the_devices_are_refused(sizes):
     with pytest.raises(ValueError, match="must be the number of devices"):
         GriffinParallel(devices=DEVICES, **sizes)
+
+
+def test_compile_checks_the_layout_map(monkeypatch):
+    model = tiny_model(num_layers=1, **DIVISIBLE)
+    distribution = GriffinParallel(model=4, devices=DEVICES)
+    monkeypatch.setattr(
+        keras.distribution, "distribution", lambda: distribution
+    )
+    model.compile()
+    distribution.layout_map["no_such_weight"] = (None,)
+    with pytest.raises(ValueError, match="must match a weight. .*no_such"):
+        model.compile()
