@@ -1,4 +1,5 @@
 import keras
+from keras import ops
 
 from keras_griffin.layers.gated_mlp import GatedMLP
 from keras_griffin.layers.local_mqa import LocalMQA
@@ -97,11 +98,12 @@ class ResidualBlock(TemporalLayer):
         y, state = self.temporal.mix(self.temporal_norm(x), layout, state)
         if self.dropout:
             y = self.temporal_dropout(y)
-        x = x + y
+        # A branch may compute in another dtype, by a DTypePolicyMap.
+        x = x + ops.cast(y, x.dtype)
         y = self.mlp(self.mlp_norm(x))
         if self.dropout:
             y = self.mlp_dropout(y)
-        return x + y, state
+        return x + ops.cast(y, x.dtype), state
 
     def get_config(self):
         return {
