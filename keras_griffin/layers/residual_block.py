@@ -121,11 +121,12 @@ class ResidualBlock(TemporalLayer):
         y, state = self.temporal.mix(self.temporal_norm(x), layout, state)
         if self.dropout:
             y = self.temporal_dropout(y, training=training)
-        x = keep_rows(x + y)
+        # A branch may compute in another dtype, by a DTypePolicyMap.
+        x = keep_rows(x + ops.cast(y, x.dtype))
         y = self.mlp(self.mlp_norm(x))
         if self.dropout:
             y = self.mlp_dropout(y, training=training)
-        return keep_rows(x + y), state
+        return keep_rows(x + ops.cast(y, x.dtype)), state
 
     def rematerialized_call(self, layer_call, *args, **kwargs):
         """Keras' remat with dropout, and on TensorFlow.

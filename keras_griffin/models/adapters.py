@@ -163,4 +163,8 @@ def merge(backbone):
         layer.lora_enabled = False
         layer.lora_rank = layer.lora_alpha = None
     backbone._lora_enabled_layers = []
-    backbone.trainable = True
+    # TensorFlow's trackables ignore what is assigned a second time, so that a
+    # layer has to be frozen for its weights to be freed.
+    for trainable in (False, True):
+        for layer in backbone._flatten_layers():
+            layer.trainable = trainable

@@ -704,7 +704,9 @@ class GriffinCausalLM(CausalLM):
         without telling this model, and a `tf.function` would not notice.
         """
         structure = [(v.path, v.dtype, v.shape) for v in self.variables]
-        if structure != self._structure:
+        if self._structure is None:
+            self._structure = structure
+        elif structure != self._structure:
             self._structure = structure
             self._state_functions = {}
             self.train_function = None

@@ -3,7 +3,6 @@ import os
 
 import keras
 import numpy as np
-import sentencepiece
 from keras_hub.layers import StartEndPacker
 from keras_hub.models import CausalLMPreprocessor
 
@@ -384,6 +383,8 @@ def _turn_format(folder):
 
 
 def _check_turn_tokens(tokenizer):
+    import sentencepiece
+
     processor = sentencepiece.SentencePieceProcessor(
         model_proto=tokenizer.proto
     )
