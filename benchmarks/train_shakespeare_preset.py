@@ -196,30 +196,6 @@ class Report(keras.callbacks.Callback):
         )
 
 
-def make_optimizer(model, steps):
-    optimizer = keras.optimizers.AdamW(
-        keras.optimizers.schedules.CosineDecay(
-            0.0,
-            decay_steps=steps - int(WARMUP * steps),
-            alpha=FINAL_LEARNING_RATE,
-            warmup_target=PEAK_LEARNING_RATE,
-            warmup_steps=int(WARMUP * steps),
-        ),
-        weight_decay=WEIGHT_DECAY,
-        beta_2=0.99,
-        global_clipnorm=1.0,
-    )
-    # RecurrentGemma (arXiv:2404.07839) does not decay the RG-LRU either.
-    optimizer.exclude_from_weight_decay(
-        var_list=[
-            v
-            for v in model.trainable_variables
-            if len(v.shape) < 2 or "rglru" in v.path or "conv" in v.path
-        ]
-    )
-    return optimizer
-
-
 def train(model, tokenizer, train_text, validation_text, steps, seed):
     """Trains the model with `fit`, and returns how long that took."""
     ids = np.asarray(tokenizer(train_text), "int32")
@@ -229,7 +205,15 @@ def train(model, tokenizer, train_text, validation_text, steps, seed):
         output_signature=({"token_ids": row, "padding_mask": row}, row),
     ).prefetch(4)
     model.compile(
-        optimizer=make_optimizer(model, steps),
+        optimizer=keras_griffin.GriffinAdamW(
+            PEAK_LEARNING_RATE,
+            num_steps=steps,
+            warmup_fraction=WARMUP,
+            final_fraction=FINAL_LEARNING_RATE,
+            weight_decay=WEIGHT_DECAY,
+            beta_2=0.99,
+            global_clipnorm=1.0,
+        ),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         weighted_metrics=[],
     )

@@ -17,7 +17,7 @@ if not started_as_command():
         from keras_griffin import distribution as distribution
         from keras_griffin import layers as layers
         from keras_griffin import training as training
-        from keras_griffin.models.griffin_adamw import (
+        from keras_griffin.models.griffin_adam_w import (
             GriffinAdamW as GriffinAdamW,
         )
         from keras_griffin.models.griffin_backbone import (
