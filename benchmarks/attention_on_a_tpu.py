@@ -68,9 +68,7 @@ def attend_splash(q, k, v, positions):
 
 def with_gradient(attend):
     def run(q, k, v, positions, cotangent):
-        y, pull = jax.vjp(
-            lambda q, k, v: attend(q, k, v, positions), q, k, v
-        )
+        y, pull = jax.vjp(lambda q, k, v: attend(q, k, v, positions), q, k, v)
         return y, pull(cotangent)
 
     return run
