@@ -28,9 +28,9 @@ class LocalMQA(TemporalLayer):
 
     Time and memory are O(time x window): queries are taken in blocks, and each
     block sees one slice of keys. No (time, time) mask is ever made, unless the
-    window is as long as the row. On TPUs with JAX no logits are kept either:
-    JAX's splash kernel attends where a row has 512 tokens or more and `head_dim`
-    is a multiple of 128.
+    window is as long as the row. On TPUs JAX's splash kernel attends, without
+    logits in memory, where a row has at least 512 tokens and `head_dim` is a
+    multiple of 128.
 
     Args:
         num_query_heads: int. Number of query heads; keys and values have one.
