@@ -123,6 +123,8 @@ def table(results):
         "slice by libtpu with 3 blocks (and 6, where the last column says so),",
         "and continued to all blocks of the model. AdamW, remat of each block,",
         "weights divided over all chips, logits in pieces. No TPU was used.",
+        "Weights, gradients and moments alone are 16 bytes a parameter, over",
+        "all chips (v5p-16 has 8 chips, v5p-64 has 32).",
         "",
         "| model | parameters | slice, chips | rows x tokens | policy | GiB of "
         "a chip, 3 blocks | each further block | all blocks | of | fits | "
@@ -132,7 +134,13 @@ def table(results):
     for name, preset, slice_name, options in ROWS:
         first = results.get(f"{name}, {slice_name}, 3 blocks")
         if first is None:
-            lines.append(f"| {name} | | {slice_name} | not compiled |||||||")
+            _, parameters = full_size(preset)
+            lines.append(
+                f"| {name} | {parameters / 1e9:.2f}B | {slice_name} | "
+                f"{options['batch_size']} x {options['length']} | "
+                "mixed_bfloat16 | not compiled yet | | | "
+                f"{AVAILABLE[slice_name.partition('-')[0]]} | | |"
+            )
             continue
         second = results.get(f"{name}, {slice_name}, 6 blocks")
         backbone, parameters = full_size(preset)
