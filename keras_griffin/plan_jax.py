@@ -412,7 +412,7 @@ def _collectives(compiled):
     try:
         return count_collectives(compiled.as_text())
     except jax.errors.JaxRuntimeError:
-        # libtpu 0.0.52 can't print some programs for v6e that it has made
+        # libtpu 0.0.52 can't print some programs that it has made
         # ("async-update instruction should have 1 operands").
         return None
 
