@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
 """Makes results/plan.md: what steps of training need on TPU slices.
 
-    nice python benchmarks/plan_table.py [--only SUBSTRING]
+    nice python benchmarks/plan_table.py [--only SUBSTRING] [--table]
 
-Each row is compiled by `keras_griffin.plan_jax.plan` with fewer blocks than
-the model has, at two depths, and continued in a straight line to its own depth:
-every group of three blocks adds the same weights, state and kept activations.
-Results are kept in results/plan.json, and only rows that are missing there are
-compiled. No TPU is used; minutes of CPU and some GiB of memory a row.
+Each row is compiled by `keras_griffin.plan_jax.plan` with the first 3 and then
+the first 6 blocks of the model, minutes of CPU and some GiB of memory each, and
+continued in a straight line to all of its blocks: every three of them add the
+same weights, gradients, moments and kept inputs. Where the compilation of 6
+blocks is missing, what a block adds is computed from these sizes. Results are
+kept in results/plan.json; only what is missing there is compiled. No TPU is
+used. `--table` compiles nothing.
 """
 
 import argparse
@@ -20,6 +22,8 @@ os.environ.update(KERAS_BACKEND="jax", JAX_PLATFORMS="cpu")
 
 RESULTS = Path(__file__).parent / "results"
 DEPTHS = (3, 6)
+GIB = 2**30
+AVAILABLE = {"v5e": 15.75, "v5p": 95.74, "v6e": 31.25}  # GiB, as plan_jax
 
 # Beyond the paper's range: its rules (appendix C) carried on. Widths are
 # multiples of 128 and of 16 gate blocks.
@@ -84,13 +88,16 @@ ROWS = [
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="rows whose name has it")
+    parser.add_argument(
+        "--table", action="store_true", help="write plan.md from plan.json"
+    )
     arguments = parser.parse_args()
     file = RESULTS / "plan.json"
     results = json.loads(file.read_text()) if file.exists() else {}
     for depth in DEPTHS:
         for name, preset, slice_name, options in ROWS:
             key = f"{name}, {slice_name}, {depth} blocks"
-            if key in results or arguments.only not in key:
+            if arguments.table or key in results or arguments.only not in key:
                 continue
             results[key] = compile_row(preset, slice_name, options, depth)
             file.write_text(json.dumps(results, indent=1) + "\n")
@@ -109,7 +116,73 @@ def compile_row(preset, slice_name, options, depth):
 
 
 def table(results):
-    return ""
+    lines = [
+        "# What a step of training needs on TPU slices",
+        "",
+        "Made by `benchmarks/plan_table.py`, which says how: compiled for the",
+        "slice by libtpu with 3 blocks (and 6, where the last column says so),",
+        "and continued to all blocks of the model. AdamW, remat of each block,",
+        "weights divided over all chips, logits in pieces. No TPU was used.",
+        "Weights, gradients and moments alone are 16 bytes a parameter, over",
+        "all chips (v5p-16 has 8 chips, v5p-64 has 32).",
+        "",
+        "| model | parameters | slice, chips | rows x tokens | policy | GiB of "
+        "a chip, 3 blocks | each further block | all blocks | of | fits | "
+        "line from |",
+        "|" + "---|" * 11,
+    ]
+    for name, preset, slice_name, options in ROWS:
+        first = results.get(f"{name}, {slice_name}, 3 blocks")
+        if first is None:
+            _, parameters = full_size(preset)
+            lines.append(
+                f"| {name} | {parameters / 1e9:.2f}B | {slice_name} | "
+                f"{options['batch_size']} x {options['length']} | "
+                "mixed_bfloat16 | not compiled yet | | | "
+                f"{AVAILABLE[slice_name.partition('-')[0]]} | | |"
+            )
+            continue
+        second = results.get(f"{name}, {slice_name}, 6 blocks")
+        backbone, parameters = full_size(preset)
+        layers = backbone["num_layers"]
+        if second is None or not (first["fits"] and second["fits"]):
+            slope, source = block_bytes(first, backbone, parameters), "sizes"
+        else:
+            slope = (second["memory"] - first["memory"]) / 3
+            source = "6 blocks"
+        total = first["memory"] + (layers - 3) * slope
+        available = AVAILABLE[slice_name.partition("-")[0]]
+        policy = options.get("dtype", "mixed_bfloat16")
+        if "lora_rank" in options:
+            policy += f", LoRA {options['lora_rank']}"
+        lines.append(
+            f"| {name} | {parameters / 1e9:.2f}B | {slice_name}, "
+            f"{first['num_chips']} | {first['batch_size']} x "
+            f"{first['length']} | {policy} | {first['memory'] / GIB:.2f} | "
+            f"{slope / GIB:.3f} | **{total / GIB:.1f}** | {available} | "
+            f"{'yes' if total < available * GIB else 'no'} | {source} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def full_size(preset):
+    """The backbone's arguments, and its parameters."""
+    from keras_griffin.models import preset_index
+
+    base = "griffin_14b" if preset in LARGER else preset
+    backbone = dict(preset_index.preset_entry(base)["backbone"])
+    backbone.update(LARGER.get(preset, {}))
+    return backbone, preset_index.parameter_count(backbone)
+
+
+def block_bytes(plan, backbone, parameters):
+    """What another block adds to a chip, from the sizes of its arrays."""
+    layers = backbone["num_layers"]
+    weights = (parameters - plan["parameters"]) / (layers - 3)
+    # float32: weight, gradient and two moments; a frozen bfloat16 weight: 2.
+    weights *= 2 if plan["trainable"] < plan["parameters"] / 2 else 16
+    kept = plan["batch_size"] * plan["length"] * backbone["hidden_dim"] * 2
+    return (weights + kept) / plan["num_chips"]
 
 
 if __name__ == "__main__":

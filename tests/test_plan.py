@@ -195,3 +195,19 @@ def test_what_the_compiler_says_of_too_little_memory():
     assert _needed(temporaries, 2**30) == 1.5 * 2**30
     with pytest.raises(RuntimeError, match="Mosaic"):
         _needed(RuntimeError("Mosaic failed to compile"), 0)
+
+
+def test_a_program_that_cannot_be_printed():
+    import jax
+
+    from keras_griffin import plan_jax
+
+    class Compiled:
+        def as_text(self):
+            raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure")
+
+    assert plan_jax._collectives(Compiled()) is None
+    plan = plan_jax.Plan(
+        "tiny", "v6e-8", 8, {"batch": 8}, 8, 64, "", 1, 1, 0, 0, True, 0
+    )
+    assert "Collectives of a step: unknown" in str(plan)

@@ -29,7 +29,9 @@ class LocalMQA(TemporalLayer):
 
     Time and memory are O(time x window): queries are taken in blocks, and each
     block sees one slice of keys. No (time, time) mask is ever made, unless the
-    window is as long as the row.
+    window is as long as the row. On TPUs JAX's splash kernel attends, without
+    logits in memory, where a row has at least 512 tokens and `head_dim` is a
+    multiple of 128.
 
     Args:
         num_query_heads: int. Number of query heads; keys and values have one.
@@ -225,6 +227,12 @@ class LocalMQA(TemporalLayer):
         time = ops.shape(q)[1]
         before = 0 if keys_before is None else ops.shape(keys_before)[1]
         window = self.window_size
+        if keys_before is None and keras.config.backend() == "jax":
+            from keras_griffin.layers import splash_attention_jax
+
+            if splash_attention_jax.takes(q):
+                return splash_attention_jax.attend(q, k, v, positions, window)
+
         one_block = window is None or (
             isinstance(time, int) and time + before <= window + MIN_QUERY_BLOCK
         )

@@ -53,17 +53,27 @@ LONG_DATA = (
 def _kept_jax(model):
     import jax
 
-    state = [
+    # Not what is compiled: XLA for CPUs undoes remat.
+    trainable, *others = (
         [v.value for v in variables]
         for variables in (
             model.trainable_variables,
             model.non_trainable_variables,
-            model.optimizer.variables,
             model.metrics_variables,
         )
-    ]
-    step = jax.jit(model.train_step).lower(state, LONG_DATA).compile()
-    return step.memory_analysis().temp_size_in_bytes
+    )
+    optimizer = [v.value for v in model.optimizer.variables]
+
+    def gradient(trainable):
+        def loss(trainable):
+            return model.compute_loss_and_updates(
+                trainable, *others, *LONG_DATA, True, optimizer
+            )[0]
+
+        return jax.vjp(loss, trainable)[1]
+
+    kept = jax.tree.leaves(jax.eval_shape(gradient, trainable))
+    return sum(array.size * array.dtype.itemsize for array in kept)
 
 
 def _kept_torch(model):
