@@ -1,12 +1,17 @@
 """Times a generated token here, beside DeepMind's and Hugging Face's models.
 
     python benchmarks/generation.py
-    python benchmarks/generation.py --long 20000
+    python benchmarks/generation.py --dtypes
+    KERAS_BACKEND=jax python benchmarks/generation.py --long 200000
+    KERAS_BACKEND=jax python benchmarks/generation.py --prefill 100000
 
 Griffin of 6 layers of width 512, float32, batch 2, random weights, greedy. Each
 row runs in a process of its own, one after the other; times are the medians of
-several runs. `--long N` instead generates N tokens and reports the resident
-memory and the time of a token on the way.
+several runs.
+
+`--dtypes` times our model in float32, bfloat16, int8 and int4 instead.
+`--long N` generates N tokens with a small model, and `--prefill N` reads
+prompts up to N tokens; both report resident memory and time on the way.
 """
 
 import argparse
@@ -38,6 +43,17 @@ PROMPTS = (16, 4096)  # tokens
 NEW = 32  # tokens
 RUNS = 3
 REPORTS = 10  # lines of a long run
+# Small, so that a long run takes minutes.
+SMALL = {
+    **SETTINGS,
+    "num_layers": 3,
+    "hidden_dim": 64,
+    "intermediate_dim": 192,
+    "head_dim": 16,
+    "recurrent_dim": 64,
+}
+DTYPES = ("float32", "bfloat16", "int8", "int4")
+BACKENDS = ("jax", "tensorflow", "torch")
 WHO = ("jax", "tensorflow", "torch", "deepmind", "huggingface", "weights")
 
 
@@ -52,18 +68,23 @@ def median_ms(run, count):
     return 1e3 * float(np.median(times)) / count
 
 
-def our_model():
+def our_model(settings=SETTINGS, dtype="float32"):
     import keras_griffin
 
+    is_quantized = dtype in ("int8", "int4")
     model = keras_griffin.GriffinCausalLM(
-        keras_griffin.GriffinBackbone(**SETTINGS)
+        keras_griffin.GriffinBackbone(
+            **settings, dtype="float32" if is_quantized else dtype
+        )
     )
+    if is_quantized:
+        model.quantize(dtype)
     model.compile(sampler="greedy")
     return model
 
 
-def ours(token_ids):
-    model = our_model()
+def ours(token_ids, dtype="float32"):
+    model = our_model(dtype=dtype)
     _, state = model.prefill({"token_ids": token_ids[:, :-1]})
     last = {"token_ids": token_ids[:, -1:]}
 
@@ -155,68 +176,123 @@ def measure(who, prompt):
     rng = np.random.default_rng(0)
     shape = (BATCH, prompt)
     token_ids = rng.integers(3, SETTINGS["vocabulary_size"], shape)
+    token_ids = token_ids.astype("int32")
     runners = {
         "deepmind": deepmind,
         "huggingface": huggingface,
         "weights": weights,
     }
-    print(f"{runners.get(who, ours)(token_ids.astype('int32')):.2f}")
+    if who in DTYPES:
+        print(f"{ours(token_ids, who):.2f}")
+    else:
+        print(f"{runners.get(who, ours)(token_ids):.2f}")
+
+
+def measure_apart(who, prompt, backend):
+    """`measure` in a process of its own: milliseconds, as text."""
+    return subprocess.run(
+        [sys.executable, __file__, "--measure", who, str(prompt)],
+        env={
+            **os.environ,
+            "KERAS_BACKEND": backend,
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+            "TF_CPP_MIN_LOG_LEVEL": "2",
+        },
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    ).stdout.split()[-1]
+
+
+def resident_mib():
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def long_run(total):
-    model = our_model()
+    model = our_model(SMALL)
     inputs = {"token_ids": np.ones((BATCH, 16), "int32")}
-    state = None
-    for i in range(REPORTS + 1):
+    state, made, count = None, 0, 1000  # tokens before the first line
+    while made < total:
         start = time.perf_counter()
         _, state = model.generate(
             inputs,
-            max_new_tokens=total // REPORTS,
+            max_new_tokens=count,
             stop_token_ids=None,
             state=state,
             return_state=True,
         )
         seconds = time.perf_counter() - start
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        memory = pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+        made += count
         print(
-            f"{(i + 1) * (total // REPORTS):8d} tokens  {memory:7.1f} MiB  "
-            f"{1e3 * seconds / (total // REPORTS):6.2f} ms a token"
+            f"| {made} | {resident_mib():.1f} | {1e3 * seconds / count:.2f} |",
+            flush=True,
         )
+        count = total // REPORTS
+
+
+def long_prefill(longest):
+    model = our_model(SMALL)
+    time_ = 1000
+    while time_ <= longest:
+        inputs = {"token_ids": np.ones((BATCH, time_), "int32")}
+        model.prefill(inputs)
+        start = time.perf_counter()
+        np.asarray(model.prefill(inputs)[0])
+        seconds = time.perf_counter() - start
+        print(
+            f"| {time_} | {resident_mib():.1f} | "
+            f"{1e6 * seconds / (BATCH * time_):.2f} |",
+            flush=True,
+        )
+        time_ *= 10
+
+
+def print_table(columns, rows):
+    """`rows` yields `(name, cells)`."""
+    print(f"| | {' | '.join(columns)} |\n|{'---|' * (1 + len(columns))}")
+    for name, cells in rows:
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    print(f"load at the end: {os.getloadavg()[0]:.1f}")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dtypes", action="store_true")
     parser.add_argument("--long", type=int)
+    parser.add_argument("--prefill", type=int)
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.long:
-        long_run(arguments.long)
-        return
+        return long_run(arguments.long)
+    if arguments.prefill:
+        return long_prefill(arguments.prefill)
     if arguments.measure:
-        measure(arguments.measure[0], int(arguments.measure[1]))
-        return
-    print("| | " + " | ".join(f"prompt {n}" for n in PROMPTS) + " |")
-    print("|---|---|---|")
-    for who in WHO:
-        cells = []
-        for prompt in PROMPTS:
-            backend = who if who in WHO[:3] else "jax"
-            done = subprocess.run(
-                [sys.executable, __file__, "--measure", who, str(prompt)],
-                env={
-                    **os.environ,
-                    "KERAS_BACKEND": backend,
-                    "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
-                    "TF_CPP_MIN_LOG_LEVEL": "2",
-                },
-                stdout=subprocess.PIPE,
-                text=True,
-                check=True,
+        return measure(arguments.measure[0], int(arguments.measure[1]))
+    if arguments.dtypes:
+        return print_table(
+            DTYPES,
+            (
+                (
+                    backend,
+                    [measure_apart(x, PROMPTS[0], backend) for x in DTYPES],
+                )
+                for backend in BACKENDS
+            ),
+        )
+    return print_table(
+        [f"prompt {n}" for n in PROMPTS],
+        (
+            (
+                who,
+                [
+                    measure_apart(who, n, who if who in BACKENDS else "jax")
+                    for n in PROMPTS
+                ],
             )
-            cells.append(done.stdout.split()[-1])
-        print(f"| {who} | " + " | ".join(cells) + " |", flush=True)
-    print(f"load at the end: {os.getloadavg()[0]:.1f}")
+            for who in WHO
+        ),
+    )
 
 
 if __name__ == "__main__":

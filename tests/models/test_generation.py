@@ -303,6 +303,22 @@ def test_a_stream_that_is_left_leaves_the_model_usable(shakespeare):
     assert shakespeare.generate(PROMPT, max_new_tokens=12) == whole
 
 
+# Keras names the layers that it leaves as they are, and PyTorch what Keras' own
+# quantized embedding should not use.
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+def test_quantized_models_generate(mode):
+    model = tiny_model()
+    inputs = ragged((9,))
+    before = new_tokens(model, inputs, 4)
+    model.quantize(mode)
+    (row,) = new_tokens(model, inputs, 40)
+    assert before[0].shape == (4,)
+    ids = np.concatenate([inputs["token_ids"][0], row])
+    wanted = run(model, ids[None])[0].argmax(-1)[8:-1]
+    np.testing.assert_array_equal(row, wanted)
+
+
 class Failing(keras_hub.samplers.Sampler):
     """Fails while the loop is traced, or on PyTorch while it runs."""
 
