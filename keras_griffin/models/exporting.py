@@ -7,6 +7,7 @@ from keras_griffin.converters import huggingface
 from keras_griffin.converters.whole_folder import whole_folder
 from keras_griffin.models import model_card
 from keras_griffin.models import tokenizer_files
+from keras_griffin.models import turns
 
 
 def save_preset(save, path, backbone, max_shard_size):
@@ -32,37 +33,44 @@ def save_preset(save, path, backbone, max_shard_size):
             file.unlink()
 
 
-def export_to_transformers(path, backbone, tokenizer, max_shard_size):
+def export_to_transformers(path, backbone, preprocessor, max_shard_size):
     """Writes config.json, safetensors, tokenizer and model card.
 
     Args:
         path: str or path. A new or empty folder.
         backbone: `GriffinBackbone`.
-        tokenizer: `GriffinTokenizer` or `None`.
+        preprocessor: `GriffinCausalLMPreprocessor` or `None`.
         max_shard_size: int or float. A weight file's largest size [GB].
 
     Raises:
         ValueError: if transformers cannot express the backbone, or the folder
             holds something.
     """
+    tokenizer = preprocessor and preprocessor.tokenizer
     config = huggingface.hf_config(backbone, tokenizer)
     with whole_folder(path) as folder:
         huggingface.write_config(config, folder)
         huggingface.write_weights(backbone, folder, max_shard_size)
         if tokenizer is not None:
-            tokenizer_files.write(tokenizer.proto, folder)
+            _write_tokenizer(tokenizer, preprocessor.turn_format, folder)
         model_card.write(folder, backbone, "transformers")
 
 
-def export_tokenizer(path, tokenizer):
+def export_tokenizer(path, tokenizer, turn_format=None):
     """Writes what transformers reads a tokenizer from.
 
     Args:
         path: str or path. A folder; other files in it stay.
         tokenizer: `GriffinTokenizer`.
+        turn_format: see `GriffinCausalLMPreprocessor`. Defaults to `None`.
     """
     with whole_folder(path, replace=True) as folder:
-        tokenizer_files.write(tokenizer.proto, folder)
+        _write_tokenizer(tokenizer, turn_format, folder)
+
+
+def _write_tokenizer(tokenizer, turn_format, folder):
+    chat_template = turns.CHAT_TEMPLATES[turn_format]
+    tokenizer_files.write(tokenizer.proto, folder, chat_template)
 
 
 def export_to_deepmind(path, backbone, tokenizer, framework):

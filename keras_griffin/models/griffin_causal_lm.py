@@ -249,7 +249,7 @@ class GriffinCausalLM(CausalLM):
         ```
         """
         exporting.export_to_transformers(
-            path, self.backbone, self._tokenizer(), max_shard_size
+            path, self.backbone, self.preprocessor, max_shard_size
         )
 
     def export_to_deepmind(self, path, framework="flax"):
@@ -276,12 +276,8 @@ class GriffinCausalLM(CausalLM):
         model.export_to_deepmind("./my_archive", framework="torch")
         ```
         """
-        exporting.export_to_deepmind(
-            path, self.backbone, self._tokenizer(), framework
-        )
-
-    def _tokenizer(self):
-        return self.preprocessor and self.preprocessor.tokenizer
+        tokenizer = self.preprocessor and self.preprocessor.tokenizer
+        exporting.export_to_deepmind(path, self.backbone, tokenizer, framework)
 
     def _logits(self, hidden):
         logits = self.backbone.token_embedding(hidden, reverse=True)

@@ -6,12 +6,14 @@ import numpy as np
 from keras_hub.layers import StartEndPacker
 from keras_hub.models import CausalLMPreprocessor
 
+from keras_griffin.models import exporting
 from keras_griffin.models import turns
 from keras_griffin.models.griffin_backbone import GriffinBackbone
 from keras_griffin.models.griffin_tokenizer import GriffinTokenizer
 from keras_griffin.models.griffin_tokenizer import check_text
+from keras_griffin.models.preset_download import CHAT_TEMPLATE_FILE
+from keras_griffin.models.preset_download import TOKENIZER_CONFIG_FILE
 from keras_griffin.models.preset_index import preprocessor_arguments
-from keras_griffin.models.preset_loading import TOKENIZER_CONFIG_FILE
 from keras_griffin.models.preset_loading import find_preset
 
 PAIR = {"prompts", "responses"}
@@ -155,12 +157,12 @@ class GriffinCausalLMPreprocessor(CausalLMPreprocessor):
         return (*stops, self.tokenizer.token_to_id(turns.END_OF_TURN))
 
     def export_to_transformers(self, path):
-        """Writes the tokenizer for transformers. See `GriffinTokenizer`.
+        """Writes the tokenizer for transformers, and the turn format.
 
         Args:
             path: str or path. A folder; other files in it stay.
         """
-        self.tokenizer.export_to_transformers(path)
+        exporting.export_tokenizer(path, self.tokenizer, self.turn_format)
 
     def build(self, input_shape):
         super().build(input_shape)
@@ -374,12 +376,18 @@ def _is_symbolic(x):
 
 def _turn_format(folder):
     """The turn format of a checkpoint in Hugging Face's format."""
-    path = os.path.join(folder, TOKENIZER_CONFIG_FILE)
-    if not os.path.isfile(path):
-        return None
-    with open(path, encoding="utf-8") as file:
-        template = json.load(file).get("chat_template") or ""
-    return "gemma" if turns.START_OF_TURN in str(template) else None
+    # Newer versions of transformers give a template a file of its own.
+    for name in (CHAT_TEMPLATE_FILE, TOKENIZER_CONFIG_FILE):
+        path = os.path.join(folder, name)
+        if not os.path.isfile(path):
+            continue
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+        if name == TOKENIZER_CONFIG_FILE:
+            text = str(json.loads(text).get("chat_template"))
+        if turns.START_OF_TURN in text:
+            return "gemma"
+    return None
 
 
 def _check_turn_tokens(tokenizer):

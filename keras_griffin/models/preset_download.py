@@ -6,10 +6,14 @@ HF_PREFIX = "hf://"
 KAGGLE_PREFIX = "kaggle://"
 
 # What a Hub repository in Hugging Face's format is read from.
+# The last two say whether there are turns.
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
 HF_CONFIG_FILES = (
     "config.json",
     "tokenizer.model",
-    "tokenizer_config.json",  # says whether there are turns
+    TOKENIZER_CONFIG_FILE,
+    CHAT_TEMPLATE_FILE,
 )
 HF_WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 REFUSED = (401, 403)  # HTTP: not logged in, not allowed

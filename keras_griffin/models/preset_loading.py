@@ -13,7 +13,6 @@ from keras_griffin.models import preset_download
 from keras_griffin.models.preset_index import preset_entry
 from keras_griffin.models.preset_index import shipped_preset_path
 
-TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.weights.h5"
 SHARDED_WEIGHTS_FILE = "model.weights.json"

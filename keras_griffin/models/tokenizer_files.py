@@ -8,7 +8,7 @@ JSON_FILE = "tokenizer.json"
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's sign for " "
 
 
-def write(proto, folder):
+def write(proto, folder, chat_template=None):
     """Writes a tokenizer into a folder.
 
     transformers reads a BPE model, as Gemma's, from tokenizer.model alone. A
@@ -17,6 +17,8 @@ def write(proto, folder):
     Args:
         proto: bytes. A SentencePiece model with `<bos>`, `<eos>` and `<pad>`.
         folder: path. Exists.
+        chat_template: str. How messages become text, in Jinja; `None`: they
+            don't. Defaults to `None`.
 
     Raises:
         ValueError: for a model that is neither, or changes text before it is
@@ -52,6 +54,8 @@ def write(proto, folder):
         "unk_token": "<unk>",
         "clean_up_tokenization_spaces": False,
     }
+    if chat_template is not None:
+        config["chat_template"] = chat_template
     (folder / TOKENIZER_FILE).write_bytes(proto)
     if unigram:
         config["tokenizer_class"] = "PreTrainedTokenizerFast"

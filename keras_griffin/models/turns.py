@@ -13,7 +13,18 @@ import re
 
 import numpy as np
 
-TURN_FORMATS = (None, "gemma")
+# What `render` writes, in Jinja: for transformers.
+CHAT_TEMPLATES = {
+    None: None,
+    "gemma": (
+        "{{ bos_token }}{% for m in messages %}{{ '<start_of_turn>' + "
+        "('user' if m['role'] == 'user' else 'model') + '\n' + "
+        "m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}"
+        "{{ '<start_of_turn>model\n' }}{% endif %}"
+    ),
+}
+TURN_FORMATS = tuple(CHAT_TEMPLATES)
 
 START_OF_TURN = "<start_of_turn>"
 END_OF_TURN = "<end_of_turn>"

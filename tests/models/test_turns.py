@@ -22,12 +22,7 @@ pytestmark = pytest.mark.backend_independent
 CONVERSATION = [user("to be"), model("or not"), user("é\n be?"), model(" no ")]
 PAIRS = {"prompts": ["to be", "or\n not"], "responses": ["user", "to be: é"]}
 
-# What the published template says, in Jinja: roles, stripped contents.
-TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}{{ '<start_of_turn>' + m['role'] "
-    "+ '\n' + m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
-)
+TEMPLATE = turns.CHAT_TEMPLATES["gemma"]
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +194,7 @@ def test_the_format_is_part_of_the_configuration(preprocessor):
         ({"tokenizer_config.json": {}}, None),
         ({"tokenizer_config.json": {"chat_template": "{{ x }}"}}, None),
         ({"tokenizer_config.json": {"chat_template": TEMPLATE}}, "gemma"),
+        ({"chat_template.jinja": TEMPLATE}, "gemma"),
     ],
 )
 def test_a_hugging_face_folder_with_a_chat_template(tmp_path, files, expected):
@@ -212,6 +208,19 @@ def test_a_hugging_face_folder_with_a_chat_template(tmp_path, files, expected):
         str(tmp_path), turn_format="gemma"
     )
     assert preprocessor.turn_format == "gemma"
+
+
+def test_an_export_keeps_the_format(tmp_path, preprocessor):
+    from transformers import AutoTokenizer
+
+    config = {"model_type": "recurrent_gemma"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    preprocessor.export_to_transformers(tmp_path)
+    again = GriffinCausalLMPreprocessor.from_preset(str(tmp_path))
+    assert again.turn_format == "gemma"
+    peer = AutoTokenizer.from_pretrained(str(tmp_path))
+    ids, _ = real(preprocessor, [CONVERSATION])[0]
+    assert peer.apply_chat_template(CONVERSATION)["input_ids"] == ids
 
 
 def test_an_instruct_preset_has_turns(monkeypatch, tmp_path):
