@@ -278,7 +278,10 @@ def test_low_precision_is_near_and_finite(dtype):
     assert np.isfinite(actual).all()
     # A whole stack of roundings: their mean, which does not hang on the one
     # worst number of a random draw.
-    assert np.abs(actual - expected).mean() < 0.05 * np.abs(expected).mean()
+    error, scale = (
+        float(np.abs(x).mean()) for x in (actual - expected, expected)
+    )
+    assert error < 0.05 * scale
     _, state = call_with_state(backbone, tokens(2, 20), backbone.init_state(2))
     assert keras.backend.standardize_dtype(
         state["blocks"][0]["recurrent"].dtype
