@@ -209,12 +209,15 @@ def test_states_in_a_function_of_unknown_time(name):
 def test_gradients_in_a_function_of_unknown_time():
     import tensorflow as tf
 
-    layer = make_probe("residual_local").layer
+    local, recurrent = (
+        make_probe(name).layer
+        for name in ("residual_local", "residual_recurrent")
+    )
 
     def gradient(x):
         with tf.GradientTape() as tape:
             tape.watch(x)
-            y = layer(x) + make_probe("residual_recurrent").layer(x)
+            y = local(x) + recurrent(x)
             total = tf.reduce_sum(y**2)
         return tape.gradient(total, x)
 

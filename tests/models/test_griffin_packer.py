@@ -243,7 +243,7 @@ def test_fit_takes_packed_rows_from_every_pipeline():
         inputs = batches_of(kind, documents())
         weights = weights_after_fit(model, start, **inputs)
         for a, b in zip(weights, expected, strict=True):
-            np.testing.assert_allclose(a, b, atol=1e-6, err_msg=kind)
+            assert_close(a, b, kind="gradients", name=kind)
 
 
 def test_labels_at_borders_train_nothing():
