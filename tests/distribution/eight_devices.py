@@ -77,10 +77,6 @@ def make_model(variant="plain"):
         backbone = keras_griffin.GriffinBackbone(**ARGUMENTS)
         if variant == "lora":
             backbone.enable_lora(2)
-            for block in backbone.blocks:
-                for layer in (block.mlp.up, block.mlp.down):
-                    layer.trainable = True
-                    layer.enable_lora(2)
         randomize(backbone)
         model = keras_griffin.GriffinCausalLM(backbone)
     model.compile(
