@@ -95,7 +95,9 @@ def test_model_parallel_sends_what_megatron_sends(results):
     """
     activations = 0
     for _, what, shape, count in sizes(results, "model 8"):
-        assert what == "all-reduce" or shape == [8, 32, 8], (what, shape)
+        # For the accuracy each device tells every token its largest logit.
+        is_accuracy = shape == [8 * 32, 1, 8]
+        assert what == "all-reduce" or is_accuracy, (what, shape)
         if shape == [8, 32, 16]:
             activations += count
     forward = 1 + 2 * 2
