@@ -71,8 +71,14 @@ def deepmind(token_ids):
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adamw(LEARNING_RATE)
     )
-    x, y = token_ids[:, :-1], token_ids[:, 1:]
-    positions = np.tile(np.arange(LENGTH, dtype="int32"), (BATCH, 1))
+    x, y, positions = map(
+        jax.numpy.asarray,
+        (
+            token_ids[:, :-1],
+            token_ids[:, 1:],
+            np.tile(np.arange(LENGTH, dtype="int32"), (BATCH, 1)),
+        ),
+    )
 
     def loss(params):
         logits, _ = peer.model.apply({"params": params}, x, positions)
