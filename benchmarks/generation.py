@@ -120,8 +120,8 @@ def deepmind(token_ids):
     return median_ms(generate, NEW)
 
 
-def huggingface(token_ids):
-    import torch
+def huggingface_model():
+    """Hugging Face's model of the same `SETTINGS`."""
     from transformers import RecurrentGemmaConfig
     from transformers import RecurrentGemmaForCausalLM
 
@@ -136,7 +136,13 @@ def huggingface(token_ids):
         lru_width=SETTINGS["recurrent_dim"],
         attention_window_size=SETTINGS["attention_window_size"],
     )
-    model = RecurrentGemmaForCausalLM(config).eval()
+    return RecurrentGemmaForCausalLM(config)
+
+
+def huggingface(token_ids):
+    import torch
+
+    model = huggingface_model().eval()
     ids = torch.from_numpy(token_ids.astype("int64"))
 
     def seconds(count):

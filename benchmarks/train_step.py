@@ -18,22 +18,10 @@ import time
 from pathlib import Path
 
 import numpy as np
+from generation import SETTINGS
+from generation import huggingface_model
 
 ROOT = Path(__file__).resolve().parent.parent
-SETTINGS = {
-    "vocabulary_size": 512,
-    "num_layers": 6,
-    "hidden_dim": 512,
-    "intermediate_dim": 1536,
-    "num_query_heads": 4,
-    "head_dim": 128,
-    "recurrent_dim": 512,
-    "block_types": ("recurrent", "recurrent", "local_attention"),
-    "attention_window_size": 256,
-    "num_gate_blocks": 4,
-    "scale_embeddings": True,
-    "final_logit_soft_cap": 30.0,
-}
 BATCH = 2
 LENGTH = 1024  # tokens
 STEPS = 8  # the fastest counts
@@ -103,21 +91,8 @@ def deepmind(token_ids):
 
 def huggingface(token_ids):
     import torch
-    from transformers import RecurrentGemmaConfig
-    from transformers import RecurrentGemmaForCausalLM
 
-    config = RecurrentGemmaConfig(
-        vocab_size=SETTINGS["vocabulary_size"],
-        num_hidden_layers=SETTINGS["num_layers"],
-        hidden_size=SETTINGS["hidden_dim"],
-        # Hugging Face gives the width of both branches of the MLP.
-        intermediate_size=2 * SETTINGS["intermediate_dim"],
-        num_attention_heads=SETTINGS["num_query_heads"],
-        num_key_value_heads=1,
-        lru_width=SETTINGS["recurrent_dim"],
-        attention_window_size=SETTINGS["attention_window_size"],
-    )
-    model = RecurrentGemmaForCausalLM(config).train()
+    model = huggingface_model().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     ids = torch.from_numpy(token_ids.astype("int64"))
 
