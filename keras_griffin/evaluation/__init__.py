@@ -1,0 +1,1 @@
+"""Measures of a model: synthetic tasks, loss by position, lm-eval."""
