@@ -5,6 +5,7 @@ from keras_griffin.layers.gated_mlp import GatedMLP
 from keras_griffin.layers.local_mqa import LocalMQA
 from keras_griffin.layers.placement import keep_rows
 from keras_griffin.layers.recurrent_block import RecurrentBlock
+from keras_griffin.layers.replica_dropout import ReplicaDropout
 from keras_griffin.layers.rms_normalization import RMSNormalization
 from keras_griffin.layers.temporal_layer import TemporalLayer
 
@@ -72,7 +73,7 @@ class ResidualBlock(TemporalLayer):
             )
 
         def drop(name):
-            return keras.layers.Dropout(
+            return ReplicaDropout(
                 dropout, dtype=self.dtype_policy, name=name
             )
 

@@ -10,6 +10,7 @@ from keras_griffin.layers.gated_mlp import GatedMLP
 from keras_griffin.layers.local_mqa import LocalMQA
 from keras_griffin.layers.placement import keep_rows
 from keras_griffin.layers.recurrent_block import RecurrentBlock
+from keras_griffin.layers.replica_dropout import ReplicaDropout
 from keras_griffin.layers.residual_block import ResidualBlock
 from keras_griffin.layers.rms_normalization import RMSNormalization
 from keras_griffin.layers.temporal_layer import check_row_shape
@@ -206,7 +207,7 @@ class GriffinBackbone(Backbone):
             dtype=dtype,
             name="token_embedding",
         )
-        self.embedding_dropout = keras.layers.Dropout(
+        self.embedding_dropout = ReplicaDropout(
             dropout, dtype=dtype, name="embedding_dropout"
         )
         self.blocks = []

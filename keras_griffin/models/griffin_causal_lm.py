@@ -144,10 +144,6 @@ class GriffinCausalLM(CausalLM):
         )
         self._state_functions = {}
         self._structure = None
-        if keras.config.backend() == "torch":
-            # Else `parameters()` is empty, as what came before `__init__` of
-            # `keras.Model` is forgotten by PyTorch, and DDP finds nothing.
-            self._track_variables()
 
     @classmethod
     def from_preset(cls, preset, load_weights=True, dtype=None, **kwargs):
@@ -278,6 +274,16 @@ class GriffinCausalLM(CausalLM):
         """
         tokenizer = self.preprocessor and self.preprocessor.tokenizer
         exporting.export_to_deepmind(path, self.backbone, tokenizer, framework)
+
+    # PyTorch's `parameters()`, and what DistributedDataParallel looks at.
+    def named_parameters(self, *args, **kwargs):
+        # PyTorch has forgotten what came before `__init__` of `keras.Model`,
+        # the backbone, and Keras does not tell it of adapters.
+        known = self._modules.get("_torch_params", {}).values()
+        known = {id(value) for value in known}
+        if known != {id(variable.value) for variable in self.variables}:
+            self._track_variables()
+        return super().named_parameters(*args, **kwargs)
 
     def _logits(self, hidden):
         logits = self.backbone.token_embedding(hidden, reverse=True)
@@ -442,7 +448,7 @@ class GriffinCausalLM(CausalLM):
         super().compile(*args, **kwargs)
         self._requested_jit_compile = kwargs.get("jit_compile", "auto")
         self._replica_call = None
-        if keras.config.backend() == "tensorflow" and self.jit_compile:
+        if keras.config.backend() == "tensorflow":
             self._compile_for_strategy()
         distribution = keras.distribution.distribution()
         if isinstance(distribution, GriffinParallel):
@@ -457,20 +463,23 @@ class GriffinCausalLM(CausalLM):
         )
 
     def _compile_for_strategy(self):
-        """Compiles the model for each replica of a `tf.distribute.Strategy`.
+        """Makes the model a function of a replica under `tf.distribute`.
 
-        Keras would compile one program for all replicas, which XLA refuses
-        where they have devices of their own:
-        https://github.com/keras-team/keras/issues/19005
+        XLA compiles this one if it is to compile. Keras would give it one
+        program for all replicas, which it refuses where they have devices of
+        their own (https://github.com/keras-team/keras/issues/19005), and which
+        can't hold the programs that a `TPUStrategy` compiles itself. In those
+        XLA finds this function like any other of the replica's.
         """
         import tensorflow as tf
 
-        if self.distribute_strategy.num_replicas_in_sync == 1:
+        if self._distribute_strategy is None or self.run_eagerly:
             return
-        self.jit_compile = False
+        jit_compile = self._requested_jit_compile is True
         self._replica_call = tf.function(
-            self._call, jit_compile=True, reduce_retracing=True
+            self._call, jit_compile=jit_compile, reduce_retracing=True
         )
+        self.jit_compile = False
 
     # Keras 3.15 stumbles twice over tf.distribute.MultiWorkerMirroredStrategy:
     # it averages inputs as if they were one tensor, and scalar logs over axis
@@ -708,6 +717,8 @@ class GriffinCausalLM(CausalLM):
             self.train_function = None
             self.test_function = None
             self.predict_function = None
+            if self._replica_call is not None:
+                self._compile_for_strategy()
 
     def make_train_function(self, *args, **kwargs):
         self._forget_stale_functions()

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from support.checks import assert_close
 from support.processes import finish
 from support.processes import free_port
 from support.processes import start
@@ -38,12 +39,39 @@ def results(tmp_path_factory):
     }
 
 
-@pytest.mark.parametrize("strategy", ["mirrored", "0", "1"])
-def test_losses_and_weights_are_those_of_one_device(results, strategy):
+@pytest.mark.parametrize(
+    "strategy, run",
+    # As a TPUStrategy's recipe has it: nobody asks for XLA.
+    [("mirrored", ""), ("mirrored", "without XLA: "), ("0", ""), ("1", "")],
+)
+def test_losses_and_weights_are_those_of_one_device(results, strategy, run):
     one, found = results["one"], results[strategy]
-    assert found["traces"] > 0  # XLA compiled it, a replica at a time
+    # The model was a function of a replica, and XLA's if it was asked for.
+    assert found[f"{run}traces"] > 0
+    assert found[f"{run}xla"] == (run == "")
     for name, expected in one.items():
         if name == "traces":
             continue
-        error = np.abs(found[name] - expected).max() / np.abs(expected).max()
+        error = np.abs(found[run + name] - expected).max()
+        error /= np.abs(expected).max()
         assert error < TOLERANCES["float32"].gradients, name
+
+
+def test_replicas_drop_each_its_own_and_repeatably(results):
+    """And in each step something else."""
+    outputs = results["mirrored"]["dropout: outputs"]  # calls, replicas, ...
+    same = [
+        np.abs(a - b).max() < 0.1
+        for i, a in enumerate(outputs.reshape(4, *outputs.shape[2:]))
+        for b in outputs.reshape(4, *outputs.shape[2:])[:i]
+    ]
+    assert not any(same)
+    losses, again = results["mirrored"]["dropout: losses"]
+    assert np.isfinite(losses).all()
+    np.testing.assert_array_equal(losses, again)
+
+
+def test_a_replica_is_compiled_within_a_program_of_xla(results):
+    """A TPUStrategy compiles what it runs: nested, XLA is asked twice."""
+    found = results["mirrored"]
+    assert_close(found["in a program: nested"], found["in a program: plain"])
