@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes results/plan.md: what steps of training need on TPU slices.
 
-    nice python benchmarks/plan_table.py [--only SUBSTRING] [--table]
+    nice python benchmarks/plan_table.py [--only SUBSTRING] [--full] [--table]
 
 Each row is compiled by `keras_griffin.plan_jax.plan` with the first 3 and then
 the first 6 blocks of the model, minutes of CPU and some GiB of memory each, and
@@ -23,7 +23,6 @@ os.environ.update(KERAS_BACKEND="jax", JAX_PLATFORMS="cpu")
 RESULTS = Path(__file__).parent / "results"
 DEPTHS = (3, 6)
 GIB = 2**30
-AVAILABLE = {"v5e": 15.75, "v5p": 95.74, "v6e": 31.25}  # GiB, as plan_jax
 
 # Beyond the paper's range: its rules (appendix C) carried on. Widths are
 # multiples of 128 and of 16 gate blocks.
@@ -91,10 +90,13 @@ def main():
     parser.add_argument(
         "--table", action="store_true", help="write plan.md from plan.json"
     )
+    parser.add_argument(
+        "--full", action="store_true", help="compile all blocks"
+    )
     arguments = parser.parse_args()
     file = RESULTS / "plan.json"
     results = json.loads(file.read_text()) if file.exists() else {}
-    for depth in DEPTHS:
+    for depth in ("all",) if arguments.full else DEPTHS:
         for name, preset, slice_name, options in ROWS:
             key = f"{name}, {slice_name}, {depth} blocks"
             if arguments.table or key in results or arguments.only not in key:
@@ -109,20 +111,25 @@ def compile_row(preset, slice_name, options, depth):
     from keras_griffin.plan_jax import plan
 
     changes = dict(LARGER.get(preset, {}))
-    changes["num_layers"] = depth
+    if depth != "all":
+        changes["num_layers"] = depth
     preset = "griffin_14b" if preset in LARGER else preset
     result = plan(preset, slice_name, **options, **changes)
     return dataclasses.asdict(result)
 
 
 def table(results):
+    from keras_griffin.plan_jax import CHIPS
+
     lines = [
         "# What a step of training needs on TPU slices",
         "",
         "Made by `benchmarks/plan_table.py`, which says how: compiled for the",
         "slice by libtpu with 3 blocks (and 6, where the last column says so),",
-        "and continued to all blocks of the model. AdamW, remat of each block,",
-        "weights divided over all chips, logits in pieces. No TPU was used.",
+        "and continued to all blocks of the model. Where the last column says",
+        "what this line gave, all blocks were compiled. AdamW, remat of each",
+        "block, weights divided over all chips, logits in pieces. No TPU was",
+        "used. The memory of a chip is the compiler's own number.",
         "Weights, gradients and moments alone are 16 bytes a parameter, over",
         "all chips (v5p-16 has 8 chips, v5p-64 has 32).",
         "",
@@ -139,7 +146,7 @@ def table(results):
                 f"| {name} | {parameters / 1e9:.2f}B | {slice_name} | "
                 f"{options['batch_size']} x {options['length']} | "
                 "mixed_bfloat16 | not compiled yet | | | "
-                f"{AVAILABLE[slice_name.partition('-')[0]]} | | |"
+                f"{CHIPS[slice_name.partition('-')[0]]['memory']} | | |"
             )
             continue
         second = results.get(f"{name}, {slice_name}, 6 blocks")
@@ -151,7 +158,12 @@ def table(results):
             slope = (second["memory"] - first["memory"]) / 3
             source = "6 blocks"
         total = first["memory"] + (layers - 3) * slope
-        available = AVAILABLE[slice_name.partition("-")[0]]
+        full = results.get(f"{name}, {slice_name}, all blocks")
+        if full is not None:
+            off = total / full["memory"] - 1
+            source += f" gave {total / GIB:.2f} ({off:+.1%})"
+            total = full["memory"]
+        available = CHIPS[slice_name.partition("-")[0]]["memory"]
         policy = options.get("dtype", "mixed_bfloat16")
         if "lora_rank" in options:
             policy += f", LoRA {options['lora_rank']}"

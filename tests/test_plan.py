@@ -69,6 +69,36 @@ def test_the_report_of_a_tiny_model(tmp_path):
     assert "Collectives" not in too_large
 
 
+CAPACITIES = """
+import jax
+from keras_griffin.plan_jax import CHIPS, _devices
+
+for generation, chip in CHIPS.items():
+    device = _devices(f"{generation}-{8 if chip['cores'] == 2 else 1}")[0]
+    place = jax.sharding.SingleDeviceSharding(device)
+    x = jax.ShapeDtypeStruct((2**37,), "float32", sharding=place)
+    try:
+        jax.jit(lambda x: x + 1).lower(x).compile()
+    except jax.errors.JaxRuntimeError as error:
+        print(generation, f"({chip['memory']}G)" in str(error), error)
+"""
+
+
+@pytest.mark.skipif(
+    not importlib.util.find_spec("libtpu"), reason="libtpu is not installed"
+)
+def test_the_memory_of_a_chip_is_what_the_compiler_says():
+    result = subprocess.run(
+        [sys.executable, "-c", CAPACITIES],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"},
+    )
+    assert result.returncode == 0, result.stderr
+    for generation in ("v5e", "v5p", "v6e"):
+        assert f"{generation} True" in result.stdout, result.stdout
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

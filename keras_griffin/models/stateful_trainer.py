@@ -1,6 +1,8 @@
 import keras
 from keras import ops
 
+from keras_griffin.distribution.layout_map import MODEL
+from keras_griffin.distribution.layout_map import check_divides
 from keras_griffin.models.griffin_backbone import check_inputs
 from keras_griffin.models.griffin_backbone import fill_inputs
 from keras_griffin.models.griffin_causal_lm import GriffinCausalLM
@@ -23,9 +25,12 @@ class StatefulTrainer(keras.Model):
     was. The state is among the weights that `save_weights`, `.keras` files and
     `keras.callbacks.BackupAndRestore` keep, so that a run can go on.
 
+    Under `keras.distribution` each device keeps the state of its own rows and,
+    where the mesh has an axis `"model"`, of its own channels.
+
     Args:
         causal_lm: a `GriffinCausalLM`.
-        batch_size: int. Rows of every batch.
+        batch_size: int. Rows of every batch, on all devices together.
         max_length: int. See `GriffinBackbone.init_state`; only global
             attention needs it. Defaults to `None`.
         **kwargs: see `keras.Model`.
@@ -37,7 +42,8 @@ class StatefulTrainer(keras.Model):
         Logits, as of `GriffinCausalLM`.
 
     Raises:
-        ValueError: for a batch of another size, and for `shuffle=True`.
+        ValueError: for a batch of another size, for `shuffle=True`, and for
+            rows that the mesh of `keras.distribution` does not divide.
 
     Example:
     ```python
@@ -78,7 +84,25 @@ class StatefulTrainer(keras.Model):
             )
             for path, leaf in keras.tree.flatten_with_path(state)
         ]
+        self._place_state()
         self.built = True
+
+    def _place_state(self):
+        """Gives the state the layout of its rows, and of its channels."""
+        distribution = keras.distribution.distribution()
+        if distribution is None:
+            return
+        mesh = distribution.device_mesh
+        channels = MODEL if MODEL in mesh.axis_names else None
+        for variable in self._state_variables:
+            axes = [distribution.batch_dim_name]
+            axes += [None] * (len(variable.shape) - 1)
+            if variable.name.endswith(("_inputs", "_recurrent")):
+                axes[-1] = channels
+            layout = keras.distribution.TensorLayout(axes, mesh)
+            check_divides(variable.path, tuple(variable.shape), layout)
+            variable._layout = layout
+            variable.assign(variable.value)
 
     def call(self, inputs, training=None):
         inputs = fill_inputs(inputs)

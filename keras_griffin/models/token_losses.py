@@ -55,15 +55,20 @@ def token_losses(score, update, hidden, targets, weights, head, metrics):
     ]
     stacks, rest = zip(*cuts, strict=True)
 
+    def update_in_place(*arrays):
+        # The metrics flatten tokens, which has to leave them where they are:
+        # the parts of the rows come before the rows.
+        update(*(_parts_first(x, shards) for x in arrays))
+
     def score_rest():
         losses, logits = score(*rest[:2])
-        update(rest[1], ops.stop_gradient(logits), rest[2])
+        update_in_place(rest[1], ops.stop_gradient(logits), rest[2])
         return losses
 
     if isinstance(num_pieces, int) and num_pieces == 0:
         return ops.reshape(score_rest(), (batch, time))
     loop = {"jax": _jax, "tensorflow": _tensorflow, "torch": _torch}[backend]
-    losses = loop(score, update, head, metrics, *stacks)
+    losses = loop(score, update_in_place, head, metrics, *stacks)
     losses = ops.reshape(losses, (num_pieces, rows, shards, columns))
     losses = ops.transpose(losses, (1, 2, 0, 3))
     losses = ops.reshape(losses, (rows, shards, num_pieces * columns))
@@ -100,6 +105,15 @@ def _cut(x, shards, num_pieces, columns):
         ops.transpose(stack, axes), (num_pieces, rows, shards * columns, *width)
     )
     return stack, ops.reshape(x[:, :, end:], (rows, -1, *width))
+
+
+def _parts_first(x, shards):
+    """`(rows, shards * tokens, ...)` as `(shards * rows, tokens, ...)`."""
+    if x is None or shards == 1:
+        return x
+    rows, width = x.shape[0], x.shape[2:]
+    x = ops.reshape(x, (rows, shards, -1, *width))
+    return ops.reshape(ops.swapaxes(x, 0, 1), (shards * rows, -1, *width))
 
 
 def _wide(variable):

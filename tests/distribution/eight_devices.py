@@ -16,6 +16,7 @@ import numpy as np
 
 import keras_griffin
 from keras_griffin.distribution import GriffinParallel
+from keras_griffin.models import token_losses
 from support.checks import to_numpy
 from support.models import randomize
 
@@ -164,8 +165,8 @@ def whole_weights(model):
     )
 
 
-def collectives(mesh):
-    """Collectives of the compiled train step: (where, what, elements)."""
+def compiled_step(mesh):
+    """The program of a train step."""
     with parallel(mesh) as distribution:
         model = make_model()
         data = jax.tree.map(
@@ -185,7 +186,11 @@ def collectives(mesh):
             model.train_step,
             out_shardings=(None, model._get_state_sharding_spec()),
         )
-        text = step.lower(state, data).compile().as_text()
+        return step.lower(state, data).compile().as_text()
+
+
+def collectives(text):
+    """Collectives of a program: (where, what, elements)."""
     found = collections.Counter()
     computation = ""
     for line in text.splitlines():
@@ -207,11 +212,97 @@ def collectives(mesh):
     return found
 
 
+# Tokens of a piece on each of the devices that divide time: three pieces and
+# one token that is left.
+CUT_MESH, CUT_ROWS, CUT_COLUMNS = "batch 2, model 2, sequence 2", BATCH // 2, 5
+
+
+def loss_step():
+    """Logs and change of the weights of one step of gradient descent."""
+    model = make_model()
+    model.compile(
+        keras.optimizers.SGD(1.0),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        weighted_metrics=["sparse_categorical_accuracy"],
+    )
+    before = {v.path: to_numpy(v.value) for v in model.weights}
+    x, y, sample_weight = (
+        jax.tree.map(lambda a: a[:BATCH], part) for part in make_data(True)
+    )
+    logs = model.train_on_batch(x, y, sample_weight, return_dict=True)
+    change = {
+        v.path: to_numpy(v.value) - before[v.path] for v in model.weights
+    }
+    return logs, change
+
+
+def compare_cut_losses(results):
+    logs, change = loss_step()
+    all_at_once = token_losses.MAX_LOGITS
+    token_losses.MAX_LOGITS = (
+        ARGUMENTS["vocabulary_size"] * CUT_ROWS * CUT_COLUMNS
+    )
+    try:
+        with parallel(CUT_MESH):
+            found_logs, found = loss_step()
+        text = compiled_step(CUT_MESH)
+    finally:
+        token_losses.MAX_LOGITS = all_at_once
+    for name, value in logs.items():
+        results[f"cut: {name}"] = error(found_logs[name], value)
+    results["cut: weights"] = max(
+        error(found[path], value) for path, value in change.items()
+    )
+    # Loops over pieces of a device's own rows and columns, and what they send.
+    stack = f"f32[3,{CUT_ROWS},{CUT_COLUMNS},{ARGUMENTS['hidden_dim']}]"
+    loops = [line for line in text.splitlines() if " while(" in line]
+    results["cut: loops"] = sum(
+        stack in line and '"known_trip_count":{"n":"3"}' in line
+        for line in loops
+    )
+    results["cut: largest sent"] = max(
+        int(np.prod([int(n) for n in key.split()[2].split(",")]))
+        for key in collectives(text)
+        if not key.startswith("entry") and len(key.split()) == 3
+    )
+
+
+def compare_stateful(results):
+    """`StatefulTrainer` over three pieces of each row."""
+    x, y, sample_weight = jax.tree.map(
+        lambda a: a[: 3 * BATCH], make_data(packed=True)
+    )
+
+    def run():
+        trainer = keras_griffin.StatefulTrainer(make_model(), BATCH)
+        trainer.compile(keras.optimizers.SGD(0.1))
+        history = trainer.fit(
+            x, y, sample_weight=sample_weight, epochs=1, verbose=0
+        ).history
+        values = {w.path: to_numpy(w.value) for w in trainer.weights}
+        return np.array(history["loss"]), values, trainer
+
+    losses, values, _ = run()
+    with parallel("batch 2, model 4"):
+        found_losses, found, trainer = run()
+        results["stateful: losses"] = error(found_losses, losses)
+        results["stateful: values"] = max(
+            error(a, b)
+            for a, b in zip(found.values(), values.values(), strict=True)
+        )
+        results["stateful: layouts"] = {
+            v.name: list(v.value.sharding.spec)
+            for v in trainer._state_variables
+        }
+
+
 def main():
     results = {}
     compare_training(results)
+    compare_cut_losses(results)
+    compare_stateful(results)
     for mesh in ("batch 8", "model 8"):
-        results[f"collectives, {mesh}"] = collectives(mesh)
+        results[f"collectives, {mesh}"] = collectives(compiled_step(mesh))
     with open(sys.argv[1], "w", encoding="utf-8") as file:
         json.dump(results, file)
 

@@ -45,6 +45,27 @@ def test_losses_and_weights_are_those_of_one_device(results, name):
     assert trained >= 12  # weights of which some entry moved by 5 steps
 
 
+def test_the_loss_in_pieces_over_batch_and_sequence(results):
+    """Each device takes three pieces of its own tokens, and sends no logits."""
+    assert results["cut: loops"] == 2  # forward and backward
+    logits = 4 * 5 * 64 // 2  # of a piece, and "model" divides the vocabulary
+    assert results["cut: largest sent"] < logits
+    # Against one device with all logits at once.
+    assert results["cut: loss"] < TOLERANCES["float32"].values
+    assert results["cut: sparse_categorical_accuracy"] == 0
+    assert results["cut: weights"] < TOLERANCE
+
+
+def test_stateful_training_is_that_of_one_device(results):
+    assert results["stateful: losses"] < TOLERANCE
+    assert results["stateful: values"] < TOLERANCE  # the state's among them
+    layouts = results["stateful: layouts"]
+    assert layouts["blocks_0_inputs"] == ["batch", None, "model"]
+    assert layouts["blocks_0_recurrent"] == ["batch", "model"]
+    assert layouts["blocks_1_keys"] == ["batch", None, None]
+    assert layouts["position"] == ["batch"]
+
+
 def test_generated_tokens_are_those_of_one_device(results):
     assert results["plain, batch 2, model 4: other tokens"] == 0
 
