@@ -193,15 +193,16 @@ def plot(results):
     from matplotlib.ticker import NullLocator
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
     for axes, where, unit, title in zip(
         panels,
         ("cpu", "v5p"),
         ("microseconds", "kilobytes"),
-        ("time on a CPU", "bytes on a TPU v5p (compiler)"),
+        ("time on a CPU", "bytes on a TPU v5p, by its compiler"),
         strict=True,
     ):
-        for name, marker in zip(MODELS, "osD", strict=True):
+        # Griffin and Hawk lie on each other: open markers of two sizes.
+        for name, marker, size in zip(MODELS, "osD", (5, 10, 6), strict=True):
             found = {
                 r["length"]: r[unit]
                 for r in results
@@ -210,12 +211,21 @@ def plot(results):
             if found:
                 lengths = sorted(found)
                 ratios = [found[n] / found[LENGTHS[0]] for n in lengths]
-                axes.plot(lengths, ratios, marker=marker, label=name)
+                axes.plot(
+                    lengths,
+                    ratios,
+                    marker=marker,
+                    markersize=size,
+                    markerfacecolor="none",
+                    label=name,
+                )
         axes.set_xscale("log", base=2)
         axes.set_yscale("log", base=2)
         axes.set_xticks(LENGTHS, [f"{n // 1024}k" for n in LENGTHS])
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_yticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
+        axes.tick_params(labelleft=True)
+        axes.set_xlim(LENGTHS[0] / 1.2, LENGTHS[-1] * 1.2)
         axes.set_xlabel("length of a row [tokens]")
         axes.set_title(title)
         axes.grid(alpha=0.3)

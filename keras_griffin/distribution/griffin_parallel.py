@@ -40,11 +40,15 @@ class GriffinParallel(keras.distribution.ModelParallel):
 
     Example:
     ```python
-    keras.distribution.set_distribution(
-        keras_griffin.distribution.GriffinParallel(batch=2, model=4)
-    )
-    model = keras_griffin.GriffinCausalLM.from_preset("griffin_shakespeare_en")
-    model.fit(texts, batch_size=16)
+    # On 8 devices model=2 makes a mesh of 4 x 2.
+    parallel = keras_griffin.distribution.GriffinParallel(model=1)
+    with parallel.scope():  # or `keras.distribution.set_distribution(parallel)`
+        model = keras_griffin.GriffinCausalLM.from_preset(
+            "griffin_shakespeare_en"
+        )
+        model.compile(optimizer=keras.optimizers.AdamW(1e-4))
+        texts = ["To be, or not to be: that is the question."] * 16
+        model.fit(texts, batch_size=16)
     ```
 
     Source:

@@ -116,6 +116,7 @@ def check_layout_map(layout_map, model):
     ```python
     mesh = keras.distribution.DeviceMesh((1, 1), ("batch", "model"), ["cpu:0"])
     layouts = keras_griffin.distribution.layout_map(mesh)
+    model = keras_griffin.GriffinCausalLM.from_preset("griffin_shakespeare_en")
     keras_griffin.distribution.check_layout_map(layouts, model)
     ```
     """

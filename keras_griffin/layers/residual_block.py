@@ -73,9 +73,7 @@ class ResidualBlock(TemporalLayer):
             )
 
         def drop(name):
-            return ReplicaDropout(
-                dropout, dtype=self.dtype_policy, name=name
-            )
+            return ReplicaDropout(dropout, dtype=self.dtype_policy, name=name)
 
         self.temporal_norm = norm("temporal_norm")
         self.mlp_norm = norm("mlp_norm")

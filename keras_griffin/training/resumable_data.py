@@ -23,21 +23,22 @@ class ResumableData(keras.utils.PyDataset):
 
     Example:
     ```python
-    x = {"token_ids": np.ones((64, 16), "int32")}
-    x["padding_mask"] = np.ones((64, 16), "int32")
+    rows = np.random.default_rng(0).integers(1, 256, (64, 17))
+    x = {"token_ids": rows[:, :-1], "padding_mask": np.ones((64, 16), "int32")}
     data = keras_griffin.training.ResumableData.from_arrays(
-        x, np.ones((64, 16), "int32"), batch_size=8, seed=1
+        x, rows[:, 1:], batch_size=8, seed=1
     )
-    history = keras_griffin.training.resumable_fit(
-        model, data, "backup", epochs=3
-    )
+    x, y = data[0]  # the first batch of 8
     ```
     With Grain, whose datasets are indexed:
     ```python
+    import grain
+
+    rows = np.random.default_rng(0).integers(1, 256, (64, 17))
     dataset = grain.MapDataset.source(rows).seed(1).shuffle().repeat()
-    dataset = dataset.batch(8)
+    dataset = dataset.map(lambda row: (row[:-1], row[1:])).batch(8)
     data = keras_griffin.training.ResumableData(
-        lambda epoch, index: dataset[100 * epoch + index], steps_per_epoch=100
+        lambda epoch, index: dataset[8 * epoch + index], steps_per_epoch=8
     )
     ```
     """

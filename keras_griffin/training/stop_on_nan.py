@@ -17,7 +17,12 @@ class StopOnNaN(keras.callbacks.Callback):
 
     Example:
     ```python
-    model.fit(texts, callbacks=[keras_griffin.training.StopOnNaN()])
+    model = keras_griffin.GriffinCausalLM.from_preset("griffin_shakespeare_en")
+    model.compile(optimizer=keras_griffin.GriffinAdamW(1e-4))
+    texts = ["To be, or not to be: that is the question."] * 4
+    model.fit(
+        texts, batch_size=2, callbacks=[keras_griffin.training.StopOnNaN()]
+    )
     ```
     """
 

@@ -230,9 +230,7 @@ def loss_step():
         jax.tree.map(lambda a: a[:BATCH], part) for part in make_data(True)
     )
     logs = model.train_on_batch(x, y, sample_weight, return_dict=True)
-    change = {
-        v.path: to_numpy(v.value) - before[v.path] for v in model.weights
-    }
+    change = {v.path: to_numpy(v.value) - before[v.path] for v in model.weights}
     return logs, change
 
 
