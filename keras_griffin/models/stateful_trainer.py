@@ -2,7 +2,7 @@ import keras
 from keras import ops
 
 from keras_griffin.distribution.layout_map import MODEL
-from keras_griffin.distribution.layout_map import check_divides
+from keras_griffin.distribution.layout_map import axis_size
 from keras_griffin.models.griffin_backbone import check_inputs
 from keras_griffin.models.griffin_backbone import fill_inputs
 from keras_griffin.models.griffin_causal_lm import GriffinCausalLM
@@ -92,16 +92,20 @@ class StatefulTrainer(keras.Model):
         distribution = keras.distribution.distribution()
         if distribution is None:
             return
-        mesh = distribution.device_mesh
-        channels = MODEL if MODEL in mesh.axis_names else None
+        mesh, batch = distribution.device_mesh, distribution.batch_dim_name
+        if self.batch_size % axis_size(mesh, batch):
+            raise ValueError(
+                f"The mesh's axis {batch!r} must divide `batch_size`. "
+                f"Received: batch_size={self.batch_size}, {batch!r} of size "
+                f"{axis_size(mesh, batch)}. Take a multiple of it."
+            )
         for variable in self._state_variables:
-            axes = [distribution.batch_dim_name]
-            axes += [None] * (len(variable.shape) - 1)
+            axes = [batch] + [None] * (len(variable.shape) - 1)
             if variable.name.endswith(("_inputs", "_recurrent")):
-                axes[-1] = channels
-            layout = keras.distribution.TensorLayout(axes, mesh)
-            check_divides(variable.path, tuple(variable.shape), layout)
-            variable._layout = layout
+                has_axis = MODEL in mesh.axis_names
+                if has_axis and not variable.shape[-1] % axis_size(mesh, MODEL):
+                    axes[-1] = MODEL
+            variable._layout = keras.distribution.TensorLayout(axes, mesh)
             variable.assign(variable.value)
 
     def call(self, inputs, training=None):

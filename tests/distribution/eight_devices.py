@@ -288,6 +288,10 @@ def compare_stateful(results):
             error(a, b)
             for a, b in zip(found.values(), values.values(), strict=True)
         )
+        try:
+            keras_griffin.StatefulTrainer(trainer.causal_lm, BATCH + 1)
+        except ValueError as refusal:
+            results["stateful: refusal"] = str(refusal)
         results["stateful: layouts"] = {
             v.name: list(v.value.sharding.spec)
             for v in trainer._state_variables

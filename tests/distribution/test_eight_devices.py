@@ -59,6 +59,8 @@ def test_the_loss_in_pieces_over_batch_and_sequence(results):
 def test_stateful_training_is_that_of_one_device(results):
     assert results["stateful: losses"] < TOLERANCE
     assert results["stateful: values"] < TOLERANCE  # the state's among them
+    refusal = "batch_size=9, 'batch' of size 2. Take a multiple"
+    assert refusal in results["stateful: refusal"]
     layouts = results["stateful: layouts"]
     assert layouts["blocks_0_inputs"] == ["batch", None, "model"]
     assert layouts["blocks_0_recurrent"] == ["batch", "model"]
