@@ -226,6 +226,7 @@ def plot(results):
         axes.set_yticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
         axes.tick_params(labelleft=True)
         axes.set_xlim(LENGTHS[0] / 1.2, LENGTHS[-1] * 1.2)
+        axes.set_ylim(0.8, 16)
         axes.set_xlabel("length of a row [tokens]")
         axes.set_title(title)
         axes.grid(alpha=0.3)
