@@ -41,6 +41,7 @@ from keras_griffin.models.samplers import with_settings
 from keras_griffin.models.states import load_state
 from keras_griffin.models.states import repeat_rows
 from keras_griffin.models.states import save_state
+from keras_griffin.models.token_losses import MAX_LOGITS
 from keras_griffin.models.token_losses import token_losses
 
 # Logit of tokens that a row that has ended can no longer take.
@@ -48,7 +49,7 @@ IMPOSSIBLE = -1e30
 
 # Tokens. Longer prompts are read in pieces of this size, in bounded memory.
 PREFILL_CHUNK = 2048
-# Logits of so many tokens are held at once.
+# Logits of so many tokens of a row are held at once, if `MAX_LOGITS` allows.
 SCORE_CHUNK = 256
 # New tokens of one call of the device, and the same where somebody reads along.
 DECODE_CHUNK = 32
@@ -1322,7 +1323,7 @@ class GriffinCausalLM(CausalLM):
 
     # === Scores ===
 
-    def score(self, inputs):
+    def score(self, inputs, state=None, return_greedy=False):
         """Log-probability of every token, given those before it in its row.
 
         Long rows are read in pieces: memory does not grow with them.
@@ -1331,15 +1332,23 @@ class GriffinCausalLM(CausalLM):
             inputs: str or list of str; without a preprocessor a dict of
                 `"token_ids"` and optionally `"padding_mask"`,
                 `(batch, time)`.
+            state: state to go on from (see `prefill`); rows are read after
+                it, without a start token. What it expects of a row's first
+                token it does not tell: begin with the last token that it has
+                not read. One row serves all. Defaults to `None`.
+            return_greedy: bool. Also return where the token is the likeliest,
+                as bools of the same shape. Defaults to `False`.
 
         Returns:
             For text a float32 array `(tokens,)`, or a list of them: the
             natural logarithm for each of the tokenizer's tokens (the first
             one's is 0 if there is no start token). For ids an array
-            `(batch, time)`, 0 at pads and at each row's first token.
+            `(batch, time)`, 0 at pads and at each row's first token. With
+            `return_greedy=True` `(scores, is_greedy)`, which is true where
+            the score is 0 for these reasons.
 
         Raises:
-            ValueError: for rows without a token.
+            ValueError: for rows without a token, and a state of other rows.
 
         Example:
         ```python
@@ -1348,34 +1357,54 @@ class GriffinCausalLM(CausalLM):
         """
         if self.preprocessor is None or isinstance(inputs, dict):
             prompts = Prompts(inputs, self.backbone.vocabulary_size)
-            scores = self._score_rows(prompts.arrays())
-            return prompts.scatter(scores)
-        texts = [inputs] if isinstance(inputs, str) else inputs
-        prompts = self._prompts(texts, None, 0, None)
-        scores = self._score_rows(prompts.arrays())
-        first = int(self.preprocessor.add_start_token)
-        scores = [row[first:n] for row, n in zip(scores, prompts.lengths)]
-        return scores[0] if isinstance(inputs, str) else scores
+            scores, is_greedy = self._score_rows(prompts.arrays(), state)
+            scores = prompts.scatter(scores)
+            is_greedy = prompts.scatter(is_greedy, fill_value=True)
+        else:
+            texts = [inputs] if isinstance(inputs, str) else inputs
+            prompts = self._prompts(texts, None, 0, state)
+            first = int(self.preprocessor.add_start_token and state is None)
+            scores, is_greedy = (
+                [row[first:n] for row, n in zip(rows, prompts.lengths)]
+                for rows in self._score_rows(prompts.arrays(), state)
+            )
+            if isinstance(inputs, str):
+                scores, is_greedy = scores[0], is_greedy[0]
+        return (scores, is_greedy) if return_greedy else scores
 
-    def _score_rows(self, arrays):
+    def _score_rows(self, arrays, state):
+        """Scores, and whether each token is the likeliest, as NumPy arrays."""
         ids = arrays["token_ids"]
         batch, time = ids.shape
-        state = self.init_state(batch, max_length=bucket(time))
-        scores = [np.zeros((batch, 1), "float32")]
+        if state is None:
+            state = self.init_state(batch, max_length=bucket(time))
+        state = repeat_rows(state, batch)
         arrays["targets"] = np.pad(ids[:, 1:], ((0, 0), (0, 1)))
-        for piece in prompt_pieces(arrays, SCORE_CHUNK):
-            score, state = self._run("score", self._score_piece, piece, state)
-            scores.append(to_numpy(score))
+        scores = [np.zeros((batch, 1), "float32")]
+        is_greedy = [np.ones((batch, 1), bool)]
+        size = MAX_LOGITS // (batch * self.backbone.vocabulary_size)
+        size = 1 << max(size.bit_length() - 1, 0)  # a power of 2, not above it
+        for piece in prompt_pieces(arrays, min(size, SCORE_CHUNK)):
+            outputs, state = self._run("score", self._score_piece, piece, state)
+            scores.append(to_numpy(outputs["scores"]))
+            is_greedy.append(to_numpy(outputs["is_greedy"]))
+        real = arrays["padding_mask"]
         scores = np.concatenate(scores, axis=1)[:, :time]
-        return np.where(arrays["padding_mask"], scores, 0.0)
+        is_greedy = np.concatenate(is_greedy, axis=1)[:, :time]
+        return np.where(real, scores, 0.0), is_greedy | ~real
 
     def _score_piece(self, inputs, state):
-        targets = inputs["targets"][..., None]
+        targets = inputs["targets"]
         inputs = {k: v for k, v in inputs.items() if k != "targets"}
         hidden, state = self.backbone.call_with_state(state=state, **inputs)
         logits = self._logits(hidden)
-        chosen = ops.take_along_axis(logits, targets, axis=-1)[..., 0]
-        return chosen - ops.logsumexp(logits, axis=-1), state
+        chosen = ops.take_along_axis(logits, targets[..., None], axis=-1)
+        likeliest = ops.cast(ops.argmax(logits, axis=-1), targets.dtype)
+        outputs = {
+            "scores": chosen[..., 0] - ops.logsumexp(logits, axis=-1),
+            "is_greedy": ops.equal(likeliest, targets),
+        }
+        return outputs, state
 
 
 class _Reduction(keras.losses.Loss):
