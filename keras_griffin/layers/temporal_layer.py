@@ -34,8 +34,8 @@ class TemporalLayer(keras.layers.Layer):
 
     Returns:
         `y` `(batch, time, width)`, or `(y, state)`, `(y, intermediates)`,
-        `(y, state, intermediates)`. The state is a dict of
-        arrays whose axis 0 is the batch. Outputs at pads have no meaning.
+        `(y, state, intermediates)`. The state is a dict of arrays whose axis
+        0 is the batch. Outputs at pads have no meaning.
     """
 
     def __init__(self, **kwargs):
@@ -82,8 +82,9 @@ class TemporalLayer(keras.layers.Layer):
             x: `(batch, time, width)`, pads last.
             layout: the `TokenLayout` of `x`.
             state: dict of arrays, or `None` to start and to end without one.
-            Layers with an RG-LRU take `intermediates` too: a dict that they
-            fill with arrays in the caller's order of tokens.
+
+        Layers with an RG-LRU take `intermediates` too: a dict that they fill
+        with arrays in the caller's order of tokens.
 
         Returns:
             `(y, state)`: the layer's own part of the state, `None` where no

@@ -1186,8 +1186,13 @@ class GriffinCausalLM(CausalLM):
 
         Args:
             inputs: str, or messages that end with the user's. The prompt.
-            max_length, stop_token_ids, max_new_tokens, sampler, temperature,
-                seed, state: see `generate`.
+            max_length: see `generate`.
+            stop_token_ids: see `generate`.
+            max_new_tokens: see `generate`.
+            sampler: see `generate`.
+            temperature: see `generate`.
+            seed: see `generate`.
+            state: see `generate`.
             return_state: bool. Also yield the state after all tokens so far,
                 with an empty text where no character is complete. Defaults
                 to `False`.

@@ -20,9 +20,7 @@ def gates_and_decay(
     """What `rg_lru` computes on the way, for whoever wants to look at it.
 
     `rg_lru` itself keeps none of this; here it is computed once more, in
-    plain operations.
-
-    Args: tensors, as of `rg_lru`.
+    plain operations. Arguments are tensors, as of `rg_lru`.
 
     Returns:
         r: `(batch, time, units)`, the recurrence gate; 0 where padded.
