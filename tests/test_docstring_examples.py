@@ -20,7 +20,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "docs/api").glob("*.md"))
 
 # Examples that are not run here, each with the reason.
-NOT_RUN = {}
+NOT_RUN = {
+    "GriffinParallel": "tests/distribution/eight_devices.py has the devices",
+}
+OF_OTHER_BACKENDS = {"torch": ["GriffinCausalLM.export_steps"]}
 
 
 def names_on_pages():
@@ -67,12 +70,14 @@ def model():
 
 # Keras passes `shuffle=True` on to KerasHub's pipeline of text.
 @pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
-@pytest.mark.parametrize("name, text, blocks", examples())
+@pytest.mark.parametrize("name, text, blocks", list(examples()))
 def test_example(
     name, text, blocks, model, tmp_path, monkeypatch, quick_collection
 ):
     if name in NOT_RUN:
         pytest.skip(NOT_RUN[name])
+    if name in OF_OTHER_BACKENDS.get(keras.config.backend(), ()):
+        pytest.skip("its docstring names the backends that it is for")
     monkeypatch.chdir(tmp_path)
     # What docs/api/index.md says that they may use.
     names = {"keras": keras, "keras_griffin": keras_griffin, "np": np}

@@ -40,11 +40,12 @@ class GriffinParallel(keras.distribution.ModelParallel):
 
     Example:
     ```python
+    # On a machine with eight devices.
     keras.distribution.set_distribution(
         keras_griffin.distribution.GriffinParallel(batch=2, model=4)
     )
     model = keras_griffin.GriffinCausalLM.from_preset("griffin_shakespeare_en")
-    model.fit(texts, batch_size=16)
+    model.fit(["To be, or not to be."] * 16, batch_size=16)
     ```
 
     Source:

@@ -156,6 +156,7 @@ class GriffinCausalLM(CausalLM):
 
         Args:
             preset: str. One of
+
                 - a name: `"griffin_shakespeare_en"` came with the package;
                   `keras-griffin presets` lists all of them;
                 - a folder written by `save_to_preset`;
@@ -243,6 +244,20 @@ class GriffinCausalLM(CausalLM):
 
         Example:
         ```python
+        import transformers
+
+        backbone = keras_griffin.GriffinBackbone(
+            vocabulary_size=256,
+            num_layers=3,
+            hidden_dim=64,
+            intermediate_dim=192,
+            num_query_heads=4,
+            num_gate_blocks=4,
+            # What transformers' RecurrentGemma always has:
+            scale_embeddings=True,
+            final_logit_soft_cap=30.0,
+        )
+        model = keras_griffin.GriffinCausalLM(backbone)
         model.export_to_transformers("./my_recurrent_gemma")
         transformers.AutoModelForCausalLM.from_pretrained(
             "./my_recurrent_gemma"
@@ -1208,7 +1223,7 @@ class GriffinCausalLM(CausalLM):
 
         Example:
         ```python
-        for piece in model.generate_stream("ROMEO:", max_new_tokens=64):
+        for piece in model.generate_stream("ROMEO:", max_new_tokens=20):
             print(piece, end="", flush=True)
         ```
         """

@@ -28,12 +28,13 @@ class ResumableData(keras.utils.PyDataset):
     data = keras_griffin.training.ResumableData.from_arrays(
         x, np.ones((64, 16), "int32"), batch_size=8, seed=1
     )
-    history = keras_griffin.training.resumable_fit(
-        model, data, "backup", epochs=3
-    )
+    x, y = data[7]  # the last batch of the first epoch
     ```
     With Grain, whose datasets are indexed:
     ```python
+    import grain
+
+    rows = [({"token_ids": np.ones(16, "int32")}, np.ones(16, "int32"))] * 64
     dataset = grain.MapDataset.source(rows).seed(1).shuffle().repeat()
     dataset = dataset.batch(8)
     data = keras_griffin.training.ResumableData(

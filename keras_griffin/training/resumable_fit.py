@@ -44,12 +44,14 @@ def resumable_fit(
 
     Example:
     ```python
-    x, y, sample_weight = model.preprocessor(texts)
+    model = keras_griffin.GriffinCausalLM.from_preset("griffin_shakespeare_en")
+    texts = ["To be, or not to be."] * 4
+    x, y, sample_weight = model.preprocessor(texts, sequence_length=32)
     data = keras_griffin.training.ResumableData.from_arrays(
-        x, y, sample_weight, batch_size=8, seed=1
+        x, y, sample_weight, batch_size=2, seed=1
     )
     history = keras_griffin.training.resumable_fit(
-        model, data, "backup", epochs=3, save_freq=50
+        model, data, "backup", epochs=2, save_freq=3
     )
     ```
     """

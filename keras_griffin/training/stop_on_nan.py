@@ -14,7 +14,12 @@ class StopOnNaN(keras.callbacks.Callback):
 
     Example:
     ```python
-    model.fit(texts, callbacks=[keras_griffin.training.StopOnNaN()])
+    model = keras_griffin.GriffinCausalLM.from_preset("griffin_shakespeare_en")
+    model.fit(
+        ["To be, or not to be."] * 2,
+        batch_size=2,
+        callbacks=[keras_griffin.training.StopOnNaN()],
+    )
     ```
     """
 
