@@ -105,15 +105,15 @@ def test_without_a_start_token(model, theirs, monkeypatch):
 
 
 def test_greedy_continuations_are_found(ours, theirs):
+    import torch
+
     context = ours.tok_encode("to be, or")
-    inputs = {"token_ids": np.array([context], "int32")}
     greedy = []
-    logits, state = ours.model.prefill(inputs)
-    for _ in range(3):
-        greedy.append(int(np.argmax(np.asarray(logits)[0])))
-        logits, state = ours.model.decode_step(
-            np.array(greedy[-1:], "int32"), state
-        )
+    with torch.no_grad():
+        for _ in range(3):
+            ids = torch.tensor([context + greedy])
+            logits = theirs.model(ids, use_cache=False).logits
+            greedy.append(int(logits[0, -1].argmax()))
     other = [*greedy[:2], (greedy[2] + 1) % 40]
     requests = [(None, context, greedy), (None, context, other)]
     received = ours._loglikelihood_tokens(requests, disable_tqdm=True)
@@ -125,11 +125,11 @@ def test_greedy_continuations_are_found(ours, theirs):
 def test_a_state_may_have_one_row_for_all(ours):
     context = np.array([[2, 5, 9]], "int32")
     _, state = ours.model.prefill({"token_ids": context})
-    ids = np.array([[7, 8], [8, 7]], "int32")
+    ids = np.array([[7, 8], [8, 7], [5, 5]], "int32")
     scores, is_greedy = ours.model.score(
         {"token_ids": ids}, state=state, return_greedy=True
     )
-    whole = np.concatenate([np.repeat(context, 2, axis=0), ids], axis=1)
+    whole = np.concatenate([np.repeat(context, 3, axis=0), ids], axis=1)
     expected, greedy = ours.model.score(
         {"token_ids": whole}, return_greedy=True
     )
@@ -141,9 +141,11 @@ def test_a_state_may_have_one_row_for_all(ours):
 
 def test_few_logits_at_once(ours, monkeypatch):
     """A large vocabulary makes the pieces short."""
-    ids = np.array([[2, *range(5, 25)]] * 2, "int32")
+    ids = np.array([[2, *range(5, 25)]] * 3, "int32")
     expected = ours.model.score({"token_ids": ids})
-    monkeypatch.setattr(griffin_causal_lm, "MAX_LOGITS", 2 * 300 * 3)
+    # The largest power of 2 that is below 3.
+    size = ours.model.backbone.vocabulary_size
+    monkeypatch.setattr(griffin_causal_lm, "MAX_LOGITS", 3 * size * 3)
     pieces = []
     run = ours.model._run
     monkeypatch.setattr(
