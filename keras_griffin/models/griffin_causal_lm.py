@@ -636,7 +636,8 @@ class GriffinCausalLM(CausalLM):
         ids = {"token_ids": np.array([[5, 6, 7, 8]])}
         _, state = model.prefill(ids)
         model.save_state(state, "prompt.npz")
-        model.generate(["To", "Not"], state=model.load_state("prompt.npz"))
+        state = model.load_state("prompt.npz")
+        model.generate(["To", "Not"], state=state, max_new_tokens=20)
         ```
         """
         save_state(state, path)
@@ -1303,7 +1304,8 @@ class GriffinCausalLM(CausalLM):
 
         Example:
         ```python
-        model.export_steps("exported", batch_size=1, prompt_length=16)
+        # On PyTorch; on JAX and TensorFlow leave `format` out.
+        model.export_steps("exported", format="torch", prompt_length=16)
         ```
         """
         backend = keras.config.backend()

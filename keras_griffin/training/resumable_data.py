@@ -28,7 +28,7 @@ class ResumableData(keras.utils.PyDataset):
     data = keras_griffin.training.ResumableData.from_arrays(
         x, np.ones((64, 16), "int32"), batch_size=8, seed=1
     )
-    x, y = data[7]  # the last batch of the first epoch
+    x, y = data[0]  # the first batch, 8 of the 64 rows
     ```
     With Grain, whose datasets are indexed:
     ```python
