@@ -217,18 +217,13 @@ def test_global_attention_has_room_for_the_continuations():
 
 def test_generated_text_ends_before_a_stop_string(ours, monkeypatch):
     monkeypatch.setattr(griffin_lm, "DECODE_CHUNK", 4)
-    contexts = ["to be, or", LONG]
-    model = ours.model
-    expected = []
-    for context in contexts:
-        ids = np.array([ours.tok_encode(context)], "int32")
-        outputs = model.generate(
-            {"token_ids": ids, "padding_mask": np.ones_like(ids)},
-            max_new_tokens=12,
-            strip_prompt=True,
-            sampler="greedy",
-        )
-        expected.append(outputs[0])
+    contexts = ["to be, or", "the", LONG]
+    expected = ours.model.generate(
+        ours._padded([ours.tok_encode(context) for context in contexts], 3),
+        max_new_tokens=12,
+        strip_prompt=True,
+        sampler="greedy",
+    )
     settings = {"until": [], "max_gen_toks": 12}
     requests = instances(
         "generate_until", [(context, settings) for context in contexts]
