@@ -36,6 +36,7 @@ Griffin, Hawk and RecurrentGemma on Keras 3.
   keras-griffin presets                      every model, with its size
   keras-griffin info recurrent_gemma_2b_en   sizes and memory of one model
   keras-griffin plan recurrent_gemma_2b_en   memory of training on a TPU slice
+  keras-griffin evaluate recurrent_gemma_2b_en   MMLU, HellaSwag and others
 
 keras-griffin COMMAND --help tells more about each."""
 
@@ -95,6 +96,22 @@ of CPU and some GiB of memory for a large model.
 
 --mesh is that of keras_griffin.distribution.GriffinParallel: weights, gradients
 and optimizer are divided over both axes."""
+
+
+# The tasks of arXiv:2402.19427, table 1, by lm-eval's names.
+PAPER_TASKS = "mmlu,hellaswag,piqa,winogrande,arc_easy,arc_challenge"
+EVALUATE = """\
+Measures a model on tasks of EleutherAI's lm-eval (pip install
+'keras-griffin[eval]'), which downloads their questions from Hugging Face.
+
+  keras-griffin evaluate recurrent_gemma_2b_en --dtype bfloat16
+  keras-griffin evaluate recurrent_gemma_2b_en --tasks mmlu --num-fewshot 5
+  keras-griffin evaluate recurrent_gemma_instruct_2b_en --tasks gsm8k \\
+      --chat-template
+  keras-griffin evaluate ./my_griffin --tasks my_task --include-path ./tasks \\
+      --limit 100 --output results.json
+
+No context is cut, however long it is."""
 
 
 class CommandError(Exception):
@@ -216,6 +233,7 @@ def _parser():
         metavar="PRESET_OR_FOLDER",
         help="a name of `keras-griffin presets`, or a folder",
     )
+    _add_evaluate_command(commands)
     plan = _add_command(
         commands, "plan", _plan, "memory of training on a TPU slice", PLAN
     )
@@ -275,6 +293,66 @@ def _parser():
         "memory found",
     )
     return parser
+
+
+def _add_evaluate_command(commands):
+    evaluate = _add_command(
+        commands, "evaluate", _evaluate, "scores in lm-eval's tasks", EVALUATE
+    )
+    evaluate.add_argument(
+        "preset",
+        metavar="PRESET_OR_FOLDER",
+        help="a name of `keras-griffin presets`, a folder, or an hf:// or "
+        "kaggle:// address",
+    )
+    evaluate.add_argument(
+        "--tasks",
+        metavar="A,B",
+        default=PAPER_TASKS,
+        help="names of lm-eval's tasks (default: the paper's, %(default)s)",
+    )
+    evaluate.add_argument(
+        "--num-fewshot",
+        metavar="N",
+        type=int,
+        help="examples before each question (default: the task's own number)",
+    )
+    evaluate.add_argument(
+        "--limit",
+        metavar="N",
+        type=_positive_int,
+        help="only the first N questions of each task",
+    )
+    evaluate.add_argument(
+        "--batch-size",
+        metavar="N",
+        type=_positive_int,
+        default=8,
+        help="rows that are computed together (default: %(default)s)",
+    )
+    evaluate.add_argument(
+        "--chat-template",
+        action="store_true",
+        help="put questions into the turns that the model was tuned on",
+    )
+    evaluate.add_argument(
+        "--include-path",
+        metavar="FOLDER",
+        type=Path,
+        help="a folder with tasks of your own, YAML files",
+    )
+    evaluate.add_argument(
+        "--output",
+        metavar="FILE",
+        type=Path,
+        help="also write the results there, as JSON",
+    )
+    evaluate.add_argument(
+        "--dtype",
+        choices=(*DTYPES, "float16"),
+        help="of weights and computations (default: that of Keras, float32)",
+    )
+    _add_backend_argument(evaluate)
 
 
 def _add_model_arguments(command):
@@ -381,21 +459,77 @@ def _generate(arguments):
 
 
 def _load_model(preset, arguments):
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only
-    with start_up.quiet_tensorflow():
-        from keras_griffin.models.griffin_causal_lm import GriffinCausalLM
-
-        _settle_tensorflow()
-    try:
-        model = GriffinCausalLM.from_preset(preset)
-    except (ImportError, OSError, ValueError) as error:
-        raise CommandError(f"{arguments.preset}: {error}") from error
+    model = _from_preset(preset, arguments.preset)
     model.compile(sampler=_sampler(arguments))
 
     if hasattr(sys.stdout, "reconfigure"):
         # A terminal that lacks a character shows "?" and goes on.
         sys.stdout.reconfigure(errors="replace")
     return model
+
+
+def _from_preset(preset, name, dtype=None):
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only
+    with start_up.quiet_tensorflow():
+        from keras_griffin.models.griffin_causal_lm import GriffinCausalLM
+
+        _settle_tensorflow()
+    try:
+        return GriffinCausalLM.from_preset(preset, dtype=dtype)
+    except (ImportError, OSError, ValueError) as error:
+        raise CommandError(f"{name}: {error}") from error
+
+
+def _evaluate(arguments):
+    preset = _checked_preset(arguments.preset)
+    if not start_up.is_installed("lm_eval"):
+        raise CommandError(
+            "`evaluate` needs lm-eval: pip install 'keras-griffin[eval]'"
+        )
+    if arguments.output is not None and not arguments.output.parent.is_dir():
+        raise CommandError(f"There is no folder {arguments.output.parent}.")
+    _choose_backend(arguments.backend)
+    model = _from_preset(preset, arguments.preset, arguments.dtype)
+    # A process that JAX or TensorFlow runs in must not be forked.
+    os.environ.setdefault("DISABLE_MULTIPROC", "1")
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+    from lm_eval.utils import make_table
+
+    from keras_griffin.evaluation import GriffinLM
+
+    names = arguments.tasks.split(",")
+    include_path = arguments.include_path and str(arguments.include_path)
+    manager = TaskManager(include_path=include_path)
+    unknown = sorted(set(names) - set(manager.all_tasks))
+    if unknown:
+        raise CommandError(
+            f"lm-eval knows no task {', '.join(unknown)}. `lm-eval ls tasks` "
+            "lists those that it has; --include-path adds a folder of yours."
+        )
+    try:
+        results = lm_eval.simple_evaluate(
+            GriffinLM(model, batch_size=arguments.batch_size),
+            tasks=names,
+            num_fewshot=arguments.num_fewshot,
+            limit=arguments.limit,
+            apply_chat_template=arguments.chat_template,
+            task_manager=manager,
+            log_samples=False,
+        )
+    except (OSError, ValueError) as error:
+        raise CommandError(f"{arguments.tasks}: {error}") from error
+    results["config"]["model_args"] = {
+        "preset": arguments.preset,
+        "dtype": arguments.dtype or "float32",
+        "batch_size": arguments.batch_size,
+    }
+    print(make_table(results))
+    if results.get("groups"):
+        print(make_table(results, "groups"))
+    if arguments.output is not None:
+        text = json.dumps(results, indent=2, default=str)
+        arguments.output.write_text(text + "\n", encoding="utf-8")
 
 
 def _convert(arguments):

@@ -48,6 +48,10 @@ FILES_OF_A_BACKEND = {
     "tensorflow": {"tensorflow"},
     "torch": {"torch"},
 }
+# Imported when somebody asks for what is in it.
+FILES_OF_A_PACKAGE = {
+    "keras_griffin/evaluation/griffin_lm.py": {"lm_eval", "tqdm"},
+}
 
 
 def part_of_file(path):
@@ -112,7 +116,7 @@ def early_imports(root):
     found = []
     for file in python_files(root):
         path = file.relative_to(root)
-        allowed = set(ALWAYS_THERE)
+        allowed = ALWAYS_THERE | FILES_OF_A_PACKAGE.get(path.as_posix(), set())
         for word, packages in FILES_OF_A_BACKEND.items():
             if word in file.stem.split("_"):
                 allowed |= packages

@@ -1,1 +1,17 @@
 """Measures of a model: synthetic tasks, loss by position, lm-eval."""
+
+
+def __getattr__(name):
+    # Its base class is lm-eval's, which few installations have.
+    if name == "GriffinLM":
+        try:
+            import lm_eval  # noqa: F401
+        except ImportError as error:
+            raise ImportError(
+                "GriffinLM needs lm-eval, which is not installed. Run: "
+                "pip install 'keras-griffin[eval]'"
+            ) from error
+        from keras_griffin.evaluation.griffin_lm import GriffinLM
+
+        return GriffinLM
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -36,7 +36,7 @@ class DecayInitializer(keras.initializers.Initializer):
 
     Example:
     ```python
-    initializer = DecayInitializer("reference", seed=0)
+    initializer = keras_griffin.layers.DecayInitializer("reference", seed=0)
     recurrence_param = initializer((256,))
     ```
 

@@ -29,7 +29,8 @@ class RecurrentBlock(TemporalLayer):
         convolution (`"inputs"`) and of the RG-LRU (`"recurrent"`).
 
     Returns:
-        `y` `(batch, time, width)`, as wide as `x`, or `(y, state)`.
+        `y` `(batch, time, width)`, as wide as `x`, or `(y, state)`; with
+        `return_intermediates=True` the RG-LRU's too, see `RGLRU`.
 
     Raises:
         ValueError: as `RGLRU` and `CausalConv1D`.
@@ -109,10 +110,13 @@ class RecurrentBlock(TemporalLayer):
             **self.rglru.init_mixer_state(batch_size),
         }
 
-    def mix(self, x, layout, state):
+    def intermediates_spec(self, shape):
+        return self.rglru.intermediates_spec((*shape[:-1], self.units))
+
+    def mix(self, x, layout, state, intermediates=None):
         gate = ops.gelu(on_rows(self.linear_y, x), approximate=True)
         x, conv_state = self.conv.mix(on_rows(self.linear_x, x), layout, state)
-        x, rglru_state = self.rglru.mix(x, layout, state)
+        x, rglru_state = self.rglru.mix(x, layout, state, intermediates)
         y = on_rows(self.linear_out, x * gate)
         return y, None if state is None else {**conv_state, **rglru_state}
 

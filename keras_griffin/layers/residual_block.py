@@ -30,10 +30,13 @@ class ResidualBlock(TemporalLayer):
     Call arguments: see `TemporalLayer`. The state's own part is `temporal`'s.
 
     Returns:
-        `y` `(batch, time, width)`, or `(y, state)`.
+        `y` `(batch, time, width)`, or `(y, state)`; with
+        `return_intermediates=True` also those of `temporal`'s RG-LRU, see
+        `RGLRU`.
 
     Raises:
-        ValueError: if `temporal` or `mlp` is of another type.
+        ValueError: if `temporal` or `mlp` is of another type, and if
+            intermediates of attention are asked for.
 
     Example:
     ```python
@@ -94,6 +97,9 @@ class ResidualBlock(TemporalLayer):
     def init_mixer_state(self, batch_size, max_length=None):
         return self.temporal.init_mixer_state(batch_size, max_length)
 
+    def intermediates_spec(self, shape):
+        return self.temporal.intermediates_spec(shape)
+
     # `training` is handed on: a block that is computed anew in the gradient
     # has no surrounding call to take it from.
     def call(
@@ -104,6 +110,7 @@ class ResidualBlock(TemporalLayer):
         initial_state=None,
         return_state=False,
         positions=None,
+        return_intermediates=False,
         training=None,
     ):
         return super().call(
@@ -113,11 +120,14 @@ class ResidualBlock(TemporalLayer):
             initial_state,
             return_state,
             positions,
+            return_intermediates,
             training=training,
         )
 
-    def mix(self, x, layout, state, training=None):
-        y, state = self.temporal.mix(self.temporal_norm(x), layout, state)
+    def mix(self, x, layout, state, training=None, **temporal_options):
+        y, state = self.temporal.mix(
+            self.temporal_norm(x), layout, state, **temporal_options
+        )
         if self.dropout:
             y = self.temporal_dropout(y, training=training)
         # A branch may compute in another dtype, by a DTypePolicyMap.

@@ -3,6 +3,7 @@ import math
 import keras
 from keras import ops
 
+from keras_griffin.kernels.rg_lru import gates_and_decay
 from keras_griffin.kernels.rg_lru import rg_lru
 from keras_griffin.layers.block_diagonal_dense import BlockDiagonalDense
 from keras_griffin.layers.decay_initializer import DecayInitializer
@@ -49,7 +50,19 @@ class RGLRU(TemporalLayer):
         `(batch, units)`, always float32.
 
     Returns:
-        `y` `(batch, time, units)`, or `(y, state)`.
+        `y` `(batch, time, units)`, or `(y, state)`. With
+        `return_intermediates=True` also, as the last, a dict of
+
+        - `"recurrence_gate"`: r[t], `(batch, time, units)`;
+        - `"input_gate"`: i[t], `(batch, time, units)`;
+        - `"decay"`: a[t], `(batch, time, units)`; 0 at the first token of a
+          document;
+        - `"state"`: h[t], `(batch, time, units)`.
+
+        The complex unit has `units / 2` gates; its decays and states are real
+        parts, then imaginary parts. A pad holds r = i = 0, a = 1 and the
+        state before it, so that the equation of h holds at every position,
+        with `sqrt(1 - |a|^2)` 1 where a document starts.
 
     Raises:
         ValueError: if a size does not divide, if `x` is not `units` wide, or
@@ -57,7 +70,10 @@ class RGLRU(TemporalLayer):
 
     Numerics:
         Gates, decay, normalizer and state in float32 in every dtype policy.
-        The square root's derivative is bounded at 1000.
+        The square root's derivative is bounded at 1000. Intermediates are
+        float32, `"state"` has the dtype of `y`. Without
+        `return_intermediates` none is ever stored; with it gates and decays
+        are computed twice.
 
     Example:
     ```python
@@ -65,6 +81,8 @@ class RGLRU(TemporalLayer):
     x = keras.random.normal((2, 10, 64))
     y, state = rglru(x, return_state=True)
     state["recurrent"].shape  # (2, 64)
+    y, found = rglru(x, return_intermediates=True)
+    found["decay"].shape  # (2, 10, 64)
     ```
 
     Source:
@@ -146,21 +164,41 @@ class RGLRU(TemporalLayer):
         shape = (batch_size, self.units)
         return {"recurrent": ops.zeros(shape, dtype="float32")}
 
-    def mix(self, x, layout, state):
+    def intermediates_spec(self, shape):
+        gates = (*shape[:-1], self._num_decays)
+        return {
+            "recurrence_gate": keras.KerasTensor(gates, "float32"),
+            "input_gate": keras.KerasTensor(gates, "float32"),
+            "decay": keras.KerasTensor(shape, "float32"),
+            "state": keras.KerasTensor(shape, self.compute_dtype),
+        }
+
+    def mix(self, x, layout, state, intermediates=None):
+        inputs = {
+            "x": x,
+            "recurrence_gate_kernel": self.recurrence_gate.kernel,
+            "recurrence_gate_bias": self.recurrence_gate.bias,
+            "input_gate_kernel": self.input_gate.kernel,
+            "input_gate_bias": self.input_gate.bias,
+            "recurrence_param": self.recurrence_param,
+            "phase_param": self.phase_param,
+            "reset": ops.equal(layout.positions, 0),
+        }
+        initial_state = None if state is None else state["recurrent"]
         y, final_state = rg_lru(
-            x,
-            recurrence_gate_kernel=self.recurrence_gate.kernel,
-            recurrence_gate_bias=self.recurrence_gate.bias,
-            input_gate_kernel=self.input_gate.kernel,
-            input_gate_bias=self.input_gate.bias,
-            recurrence_param=self.recurrence_param,
-            phase_param=self.phase_param,
-            reset=ops.equal(layout.positions, 0),
+            **inputs,
             # Pads come last, so that without a final state they are harmless.
             padding_mask=None if state is None else layout.mask,
-            initial_state=None if state is None else state["recurrent"],
+            initial_state=initial_state,
             implementation=self.implementation,
         )
+        if intermediates is not None:
+            r, i, a = gates_and_decay(**inputs, padding_mask=layout.mask)
+            h = layout.restore_last(y, initial_state)
+            intermediates["recurrence_gate"] = layout.restore(r)
+            intermediates["input_gate"] = layout.restore(i)
+            intermediates["decay"] = layout.restore(a)
+            intermediates["state"] = h
         return y, None if state is None else {"recurrent": final_state}
 
     def get_config(self):

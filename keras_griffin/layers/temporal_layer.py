@@ -28,10 +28,14 @@ class TemporalLayer(keras.layers.Layer):
         positions: `(batch, time)` int. Position of each token in its document,
             from 0, if the caller has them; pads then have to come last in
             each row. Defaults to `None`: they are found from the rest.
+        return_intermediates: bool. Also return, as the last, what the
+            recurrence computed on the way; see `RGLRU`. Layers with an RG-LRU
+            only. Defaults to `False`.
 
     Returns:
-        `y` `(batch, time, width)`, or `(y, state)`. The state is a dict of
-        arrays whose axis 0 is the batch. Outputs at pads have no meaning.
+        `y` `(batch, time, width)`, or `(y, state)`, `(y, intermediates)`,
+        `(y, state, intermediates)`. The state is a dict of arrays whose axis
+        0 is the batch. Outputs at pads have no meaning.
     """
 
     def __init__(self, **kwargs):
@@ -46,6 +50,7 @@ class TemporalLayer(keras.layers.Layer):
         initial_state=None,
         return_state=False,
         positions=None,
+        return_intermediates=False,
         **mix_options,
     ):
         x = ops.cast(x, self.compute_dtype)
@@ -56,13 +61,19 @@ class TemporalLayer(keras.layers.Layer):
         )
         if return_state and initial_state is None:
             initial_state = self.init_state(batch)
+        intermediates = {}
+        if return_intermediates:
+            self.intermediates_spec(x.shape)  # raises if there are none
+            mix_options["intermediates"] = intermediates
         y, mixer_state = self.mix(
             layout.compact(x), layout, initial_state, **mix_options
         )
-        y = layout.restore(y)
-        if not return_state:
-            return y
-        return y, {**layout.next_rows(batch), **mixer_state}
+        outputs = [layout.restore(y)]
+        if return_state:
+            outputs.append({**layout.next_rows(batch), **mixer_state})
+        if return_intermediates:
+            outputs.append(intermediates)
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def mix(self, x, layout, state):
         """Computes on compact rows.
@@ -71,6 +82,9 @@ class TemporalLayer(keras.layers.Layer):
             x: `(batch, time, width)`, pads last.
             layout: the `TokenLayout` of `x`.
             state: dict of arrays, or `None` to start and to end without one.
+
+        Layers with an RG-LRU take `intermediates` too: a dict that they fill
+        with arrays in the caller's order of tokens.
 
         Returns:
             `(y, state)`: the layer's own part of the state, `None` where no
@@ -105,6 +119,21 @@ class TemporalLayer(keras.layers.Layer):
             **self.init_mixer_state(batch_size, max_length),
         }
 
+    def intermediates_spec(self, shape):
+        """Returns the `KerasTensor`s of the intermediates.
+
+        Args:
+            shape: shape of the layer's input.
+
+        Raises:
+            ValueError: for a layer that has no RG-LRU.
+        """
+        raise ValueError(
+            "`return_intermediates` needs a layer with an RG-LRU. Received: "
+            f"{type(self).__name__} {self.name!r}. Ask an RGLRU, or a block "
+            "with a RecurrentBlock."
+        )
+
     def compute_output_spec(
         self,
         x,
@@ -113,19 +142,24 @@ class TemporalLayer(keras.layers.Layer):
         initial_state=None,
         return_state=False,
         positions=None,
+        return_intermediates=False,
     ):
         self._check_call(x, padding_mask, segment_ids, positions)
-        y = keras.KerasTensor(x.shape, dtype=self.compute_dtype)
-        if not return_state:
-            return y
-        state = initial_state or self.init_state(1)
-        return y, {
-            name: keras.KerasTensor(
-                (x.shape[0], *leaf.shape[1:]),
-                dtype=keras.backend.standardize_dtype(leaf.dtype),
+        outputs = [keras.KerasTensor(x.shape, dtype=self.compute_dtype)]
+        if return_state:
+            state = initial_state or self.init_state(1)
+            outputs.append(
+                {
+                    name: keras.KerasTensor(
+                        (x.shape[0], *leaf.shape[1:]),
+                        dtype=keras.backend.standardize_dtype(leaf.dtype),
+                    )
+                    for name, leaf in state.items()
+                }
             )
-            for name, leaf in state.items()
-        }
+        if return_intermediates:
+            outputs.append(self.intermediates_spec(x.shape))
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def _check_call(self, x, padding_mask, segment_ids, positions):
         if len(x.shape) != 3:

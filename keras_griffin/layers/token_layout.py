@@ -120,6 +120,23 @@ class TokenLayout:
             return x
         return permute(x, self.place)
 
+    def restore_last(self, x, before=None):
+        """As `restore`; a pad gets the value of the real token before it.
+
+        Args:
+            x: `(batch, time, width)`.
+            before: `(batch, width)`, for pads with no token before. `None`:
+                zeros.
+        """
+        if self.mask is None:
+            return x
+        if before is None:
+            before = ops.zeros_like(x[:, 0])
+        before = ops.cast(before, x.dtype)
+        x = ops.concatenate([before[:, None], x], axis=1)
+        real = ops.cast(self.restore(self.mask), "int32")
+        return permute(x, ops.cumsum(real, axis=1))
+
     def last(self, values, before):
         """Value at each row's last real token; `before` `(batch,)` if none."""
         # In front of them: so it holds for no token at all, too.

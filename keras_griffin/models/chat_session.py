@@ -12,8 +12,10 @@ class ChatSession:
     Args:
         model: a `GriffinCausalLM` with a preprocessor.
         max_new_tokens: int. Most tokens of a reply. Defaults to `1024`.
-        sampler, temperature: see `GriffinCausalLM.generate`. Default to
-            `None`: those of the model.
+        sampler: see `GriffinCausalLM.generate`. Defaults to `None`: the
+            model's.
+        temperature: see `GriffinCausalLM.generate`. Defaults to `None`: the
+            sampler's.
 
     Attributes:
         state: the state after the last turn, `None` before the first.

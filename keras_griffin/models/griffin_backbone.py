@@ -472,6 +472,58 @@ class GriffinBackbone(Backbone):
         x = layout.restore(self.final_norm(x))
         return x, {**layout.next_rows(batch), "blocks": blocks}
 
+    def intermediates(self, inputs):
+        """Returns gates, decays and states of the recurrent blocks.
+
+        For looking into a model: how long a channel remembers is in its
+        decays, about `1 / (1 - a[t])` tokens. `call` neither computes nor
+        keeps any of this.
+
+        Args:
+            inputs: as of a call. Eager arrays, or tensors inside of a compiled
+                function.
+
+        Returns:
+            dict of `"block_0"` and so on, one entry a recurrent block, of
+            dicts of arrays `(batch, time, recurrent_dim)` in the order of the
+            tokens: `"recurrence_gate"` r[t], `"input_gate"` i[t], `"decay"`
+            a[t] and `"state"` h[t]. What they hold at pads, where documents
+            start and for complex recurrences says `RGLRU`.
+
+        Raises:
+            ValueError: for inputs that a call would refuse.
+
+        Example:
+        ```python
+        model = keras_griffin.GriffinCausalLM.from_preset(
+            "griffin_shakespeare_en"
+        )
+        inputs = model.preprocessor.generate_preprocess(["To be, or not to"])
+        found = model.backbone.intermediates(inputs)
+        decay = keras.ops.convert_to_numpy(found["block_0"]["decay"])
+        remembered = 1 / (1 - decay[0, 1:4].mean(axis=0))  # tokens a channel
+        ```
+        """
+        inputs = fill_inputs(inputs)
+        check_inputs(inputs, self.vocabulary_size)
+        token_ids, padding_mask, segment_ids = (
+            None
+            if inputs.get(name) is None
+            else ops.convert_to_tensor(inputs[name])
+            for name in ("token_ids", "padding_mask", "segment_ids")
+        )
+        batch, time = ops.shape(token_ids)
+        layout = TokenLayout(batch, time, padding_mask, segment_ids)
+        x = self._embed(layout.compact(token_ids))
+        found = {}
+        for block in self.blocks:
+            options = {}
+            if isinstance(block.temporal, RecurrentBlock):
+                options["intermediates"] = found[block.name] = {}
+            x = ops.cast(x, block.compute_dtype)
+            x, _ = block.mix(x, layout, None, **options)
+        return found
+
     # === Fine-tuning ===
 
     def default_lora_layer_names(self):

@@ -41,6 +41,7 @@ from keras_griffin.models.samplers import with_settings
 from keras_griffin.models.states import load_state
 from keras_griffin.models.states import repeat_rows
 from keras_griffin.models.states import save_state
+from keras_griffin.models.token_losses import MAX_LOGITS
 from keras_griffin.models.token_losses import token_losses
 
 # Logit of tokens that a row that has ended can no longer take.
@@ -48,7 +49,7 @@ IMPOSSIBLE = -1e30
 
 # Tokens. Longer prompts are read in pieces of this size, in bounded memory.
 PREFILL_CHUNK = 2048
-# Logits of so many tokens are held at once.
+# Logits of so many tokens of a row are held at once, if `MAX_LOGITS` allows.
 SCORE_CHUNK = 256
 # New tokens of one call of the device, and the same where somebody reads along.
 DECODE_CHUNK = 32
@@ -151,6 +152,7 @@ class GriffinCausalLM(CausalLM):
 
         Args:
             preset: str. One of
+
                 - a name: `"griffin_shakespeare_en"` came with the package;
                   `keras-griffin presets` lists all of them;
                 - a folder written by `save_to_preset`;
@@ -238,6 +240,20 @@ class GriffinCausalLM(CausalLM):
 
         Example:
         ```python
+        import transformers
+
+        backbone = keras_griffin.GriffinBackbone(
+            vocabulary_size=256,
+            num_layers=3,
+            hidden_dim=64,
+            intermediate_dim=192,
+            num_query_heads=4,
+            num_gate_blocks=4,
+            # What transformers' RecurrentGemma always has:
+            scale_embeddings=True,
+            final_logit_soft_cap=30.0,
+        )
+        model = keras_griffin.GriffinCausalLM(backbone)
         model.export_to_transformers("./my_recurrent_gemma")
         transformers.AutoModelForCausalLM.from_pretrained(
             "./my_recurrent_gemma"
@@ -629,7 +645,8 @@ class GriffinCausalLM(CausalLM):
         ids = {"token_ids": np.array([[5, 6, 7, 8]])}
         _, state = model.prefill(ids)
         model.save_state(state, "prompt.npz")
-        model.generate(["To", "Not"], state=model.load_state("prompt.npz"))
+        state = model.load_state("prompt.npz")
+        model.generate(["To", "Not"], state=state, max_new_tokens=20)
         ```
         """
         save_state(state, path)
@@ -1196,8 +1213,13 @@ class GriffinCausalLM(CausalLM):
 
         Args:
             inputs: str, or messages that end with the user's. The prompt.
-            max_length, stop_token_ids, max_new_tokens, sampler, temperature,
-                seed, state: see `generate`.
+            max_length: see `generate`.
+            stop_token_ids: see `generate`.
+            max_new_tokens: see `generate`.
+            sampler: see `generate`.
+            temperature: see `generate`.
+            seed: see `generate`.
+            state: see `generate`.
             return_state: bool. Also yield the state after all tokens so far,
                 with an empty text where no character is complete. Defaults
                 to `False`.
@@ -1213,7 +1235,7 @@ class GriffinCausalLM(CausalLM):
 
         Example:
         ```python
-        for piece in model.generate_stream("ROMEO:", max_new_tokens=64):
+        for piece in model.generate_stream("ROMEO:", max_new_tokens=20):
             print(piece, end="", flush=True)
         ```
         """
@@ -1293,7 +1315,8 @@ class GriffinCausalLM(CausalLM):
 
         Example:
         ```python
-        model.export_steps("exported", batch_size=1, prompt_length=16)
+        # On PyTorch; on JAX and TensorFlow leave `format` out.
+        model.export_steps("exported", format="torch", prompt_length=16)
         ```
         """
         backend = keras.config.backend()
@@ -1333,7 +1356,7 @@ class GriffinCausalLM(CausalLM):
 
     # === Scores ===
 
-    def score(self, inputs):
+    def score(self, inputs, state=None, return_greedy=False):
         """Log-probability of every token, given those before it in its row.
 
         Long rows are read in pieces: memory does not grow with them.
@@ -1342,15 +1365,23 @@ class GriffinCausalLM(CausalLM):
             inputs: str or list of str; without a preprocessor a dict of
                 `"token_ids"` and optionally `"padding_mask"`,
                 `(batch, time)`.
+            state: state to go on from (see `prefill`); rows are read after
+                it, without a start token. What it expects of a row's first
+                token it does not tell: begin with the last token that it has
+                not read. One row serves all. Defaults to `None`.
+            return_greedy: bool. Also return where the token is the likeliest,
+                as bools of the same shape. Defaults to `False`.
 
         Returns:
             For text a float32 array `(tokens,)`, or a list of them: the
             natural logarithm for each of the tokenizer's tokens (the first
             one's is 0 if there is no start token). For ids an array
-            `(batch, time)`, 0 at pads and at each row's first token.
+            `(batch, time)`, 0 at pads and at each row's first token. With
+            `return_greedy=True` `(scores, is_greedy)`, which is true where
+            the score is 0 for these reasons.
 
         Raises:
-            ValueError: for rows without a token.
+            ValueError: for rows without a token, and a state of other rows.
 
         Example:
         ```python
@@ -1359,34 +1390,54 @@ class GriffinCausalLM(CausalLM):
         """
         if self.preprocessor is None or isinstance(inputs, dict):
             prompts = Prompts(inputs, self.backbone.vocabulary_size)
-            scores = self._score_rows(prompts.arrays())
-            return prompts.scatter(scores)
-        texts = [inputs] if isinstance(inputs, str) else inputs
-        prompts = self._prompts(texts, None, 0, None)
-        scores = self._score_rows(prompts.arrays())
-        first = int(self.preprocessor.add_start_token)
-        scores = [row[first:n] for row, n in zip(scores, prompts.lengths)]
-        return scores[0] if isinstance(inputs, str) else scores
+            scores, is_greedy = self._score_rows(prompts.arrays(), state)
+            scores = prompts.scatter(scores)
+            is_greedy = prompts.scatter(is_greedy, fill_value=True)
+        else:
+            texts = [inputs] if isinstance(inputs, str) else inputs
+            prompts = self._prompts(texts, None, 0, state)
+            first = int(self.preprocessor.add_start_token and state is None)
+            scores, is_greedy = (
+                [row[first:n] for row, n in zip(rows, prompts.lengths)]
+                for rows in self._score_rows(prompts.arrays(), state)
+            )
+            if isinstance(inputs, str):
+                scores, is_greedy = scores[0], is_greedy[0]
+        return (scores, is_greedy) if return_greedy else scores
 
-    def _score_rows(self, arrays):
+    def _score_rows(self, arrays, state):
+        """Scores, and whether each token is the likeliest, as NumPy arrays."""
         ids = arrays["token_ids"]
         batch, time = ids.shape
-        state = self.init_state(batch, max_length=bucket(time))
-        scores = [np.zeros((batch, 1), "float32")]
+        if state is None:
+            state = self.init_state(batch, max_length=bucket(time))
+        state = repeat_rows(state, batch)
         arrays["targets"] = np.pad(ids[:, 1:], ((0, 0), (0, 1)))
-        for piece in prompt_pieces(arrays, SCORE_CHUNK):
-            score, state = self._run("score", self._score_piece, piece, state)
-            scores.append(to_numpy(score))
+        scores = [np.zeros((batch, 1), "float32")]
+        is_greedy = [np.ones((batch, 1), bool)]
+        size = MAX_LOGITS // (batch * self.backbone.vocabulary_size)
+        size = 1 << max(size.bit_length() - 1, 0)  # a power of 2, not above it
+        for piece in prompt_pieces(arrays, min(size, SCORE_CHUNK)):
+            outputs, state = self._run("score", self._score_piece, piece, state)
+            scores.append(to_numpy(outputs["scores"]))
+            is_greedy.append(to_numpy(outputs["is_greedy"]))
+        real = arrays["padding_mask"]
         scores = np.concatenate(scores, axis=1)[:, :time]
-        return np.where(arrays["padding_mask"], scores, 0.0)
+        is_greedy = np.concatenate(is_greedy, axis=1)[:, :time]
+        return np.where(real, scores, 0.0), is_greedy | ~real
 
     def _score_piece(self, inputs, state):
-        targets = inputs["targets"][..., None]
+        targets = inputs["targets"]
         inputs = {k: v for k, v in inputs.items() if k != "targets"}
         hidden, state = self.backbone.call_with_state(state=state, **inputs)
         logits = self._logits(hidden)
-        chosen = ops.take_along_axis(logits, targets, axis=-1)[..., 0]
-        return chosen - ops.logsumexp(logits, axis=-1), state
+        chosen = ops.take_along_axis(logits, targets[..., None], axis=-1)
+        likeliest = ops.cast(ops.argmax(logits, axis=-1), targets.dtype)
+        outputs = {
+            "scores": chosen[..., 0] - ops.logsumexp(logits, axis=-1),
+            "is_greedy": ops.equal(likeliest, targets),
+        }
+        return outputs, state
 
 
 class _Reduction(keras.losses.Loss):

@@ -40,8 +40,10 @@ class GriffinCausalLMPreprocessor(CausalLMPreprocessor):
     ...}` (`"assistant"` is `"model"`). With `turn_format="gemma"` both are
     written in turns,
     ```
-    <start_of_turn>user\nHello<end_of_turn>\n<start_of_turn>model\n
-    Hi!<end_of_turn>\n
+    <start_of_turn>user
+    Hello<end_of_turn>
+    <start_of_turn>model
+    Hi!<end_of_turn>
     ```
     and what is learned is the model's words and its `<end_of_turn>`; without,
     a response follows its prompt and ends with the end token. A content that

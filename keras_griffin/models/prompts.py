@@ -85,9 +85,9 @@ class Prompts:
             mask[i, : len(row)] = True
         return {"token_ids": token_ids, "padding_mask": mask}
 
-    def scatter(self, values):
+    def scatter(self, values, fill_value=0):
         """Puts `values` of `arrays` back to where the tokens stood."""
-        scattered = np.zeros(self._mask.shape, values.dtype)
+        scattered = np.full(self._mask.shape, fill_value, values.dtype)
         for i, length in enumerate(self.lengths):
             scattered[i, self._mask[i]] = values[i, :length]
         return scattered

@@ -7,10 +7,7 @@ class StopOnNaN(keras.callbacks.Callback):
 
     `keras.callbacks.TerminateOnNaN` names the batch within its epoch alone;
     this one names the step, raises, and so leaves backups alone. Looking at
-    the loss waits for the step, as a progress bar does.
-
-    Args:
-        None. It has no settings.
+    the loss waits for the step, as a progress bar does. It has no arguments.
 
     Raises:
         FloatingPointError: in `fit`, after that step.

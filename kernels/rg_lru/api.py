@@ -90,7 +90,7 @@ def rg_lru(
     >>> bias = np.zeros((2, 2), "float32")
     >>> param = np.full(4, -4.0, "float32")
     >>> y, final_state = rg_lru(x, kernel, bias, kernel, bias, param)
-    >>> y.shape, final_state.shape
+    >>> tuple(y.shape), tuple(final_state.shape)
     ((1, 3, 4), (1, 4))
 
     Source:

@@ -62,11 +62,11 @@ def forward(scan, inputs):
     """`(y, final_state)` with a scan of `ops_scan.make_scan`."""
     dtype = inputs.x.dtype
     inputs = without_pads(inputs)
-    c = _coefficients(inputs)
+    c = coefficients(inputs)
     scale = c.m * c.i
     b = tuple(scale * x for x in c.x)
     h, last = scan(b, c.a, _numbers(inputs.initial_state, inputs))
-    return ops.cast(_merged(h), dtype), _merged(last)
+    return ops.cast(merged(h), dtype), merged(last)
 
 
 def backward(scan, inputs, y, dy, d_last):
@@ -74,7 +74,7 @@ def backward(scan, inputs, y, dy, d_last):
     inputs = without_pads(inputs)
     y, dy = (_numbers(ops.cast(z, "float32"), inputs) for z in (y, dy))
     d_last = _numbers(d_last, inputs)
-    c = _coefficients(inputs)
+    c = coefficients(inputs)
 
     # Through the scan: h = a h_before + b.
     db, d_initial = scan(dy, conjugate(c.a), d_last, reverse=True, shifted=True)
@@ -83,7 +83,7 @@ def backward(scan, inputs, y, dy, d_last):
 
     # Through b = m i x.
     scale = c.m * c.i
-    dx = _merged(tuple(scale * part for part in db))
+    dx = merged(tuple(scale * part for part in db))
     d_scale = sum(part * x for part, x in zip(db, c.x, strict=True))
     dm = d_scale * c.i
     di = d_scale * c.m
@@ -126,7 +126,7 @@ def backward(scan, inputs, y, dy, d_last):
         phase_param=d_phase_param,
         reset=None,
         padding_mask=None,
-        initial_state=_merged(d_initial),
+        initial_state=merged(d_initial),
     )
 
 
@@ -140,7 +140,7 @@ def without_pads(inputs):
     )
 
 
-def _coefficients(inputs):
+def coefficients(inputs):
     """All that the recurrence needs, for every time step at once, float32.
 
     A padded position gets r = 0: so a = 1, m = 0, and no gradient passes.
@@ -190,7 +190,7 @@ def _numbers(merged, inputs):
     return tuple(ops.split(merged, 2, axis=-1))
 
 
-def _merged(numbers):
+def merged(numbers):
     return numbers[0] if len(numbers) == 1 else ops.concatenate(numbers, -1)
 
 

@@ -19,7 +19,7 @@ def rg_lru_reference(
     initial_state=None,
 ):
     """`(y, final_state)` of `rg_lru`, in float64."""
-    p = _Pieces(
+    p = Pieces(
         x,
         recurrence_gate_kernel,
         recurrence_gate_bias,
@@ -57,7 +57,7 @@ def rg_lru_gradients(inputs, dy, d_final_state):
     inputs = dict(inputs)
     initial_state = inputs.pop("initial_state", None)
     y, _ = rg_lru_reference(**inputs, initial_state=initial_state)
-    p = _Pieces(**inputs)
+    p = Pieces(**inputs)
     batch, time, width = p.x.shape
     h0 = np.zeros((batch, width))
     if initial_state is not None:
@@ -113,7 +113,7 @@ def rg_lru_gradients(inputs, dy, d_final_state):
     return {"x": dx, **gradients}
 
 
-class _Pieces:
+class Pieces:
     """Everything in the equations that does not depend on the state."""
 
     def __init__(

@@ -406,6 +406,14 @@ def assert_same_state(actual, expected, rows=slice(None)):
             np.testing.assert_array_equal(leaf, other, err_msg=name)
 
 
+def assert_same_intermediates(actual, expected):
+    keys = ["decay", "input_gate", "recurrence_gate", "state"]
+    assert sorted(actual) == sorted(expected) == keys
+    for key in keys:
+        assert actual[key].shape == expected[key].shape, key
+        assert_close(actual[key], expected[key], name=key)
+
+
 def assert_same_gradients(actual, expected, names):
     for name, one, other in zip(names, actual, expected, strict=True):
         assert_close(one, other, kind="gradients", name=f"d {name}")

@@ -6,6 +6,7 @@ is one document.
 
 import numpy as np
 
+from keras_griffin.kernels.rg_lru.reference import Pieces
 from keras_griffin.kernels.rg_lru.reference import rg_lru_reference
 
 EPSILON = 1e-6
@@ -52,27 +53,49 @@ def causal_conv1d(weights, x):
 
 
 def rglru(weights, x):
-    reset = np.zeros(x.shape[:2], bool)
-    reset[:, 0] = True
-    y, _ = rg_lru_reference(
-        x,
-        weights["recurrence_gate/kernel"],
-        weights["recurrence_gate/bias"],
-        weights["input_gate/kernel"],
-        weights["input_gate/bias"],
-        weights["recurrence_param"],
-        weights.get("phase_param"),
-        reset=reset,
-    )
-    return y
+    return rglru_intermediates(weights, x)["state"]
+
+
+def rglru_intermediates(weights, x, reset=None, padding_mask=None, state=None):
+    """What `return_intermediates` gives, with pads where they stand in `x`."""
+    rows = x.shape[:2]
+    if reset is None:
+        reset = np.zeros(rows, bool)
+        reset[:, 0] = True
+    if padding_mask is None:
+        padding_mask = np.ones(rows, bool)
+    arguments = {
+        "x": x,
+        "recurrence_gate_kernel": weights["recurrence_gate/kernel"],
+        "recurrence_gate_bias": weights["recurrence_gate/bias"],
+        "input_gate_kernel": weights["input_gate/kernel"],
+        "input_gate_bias": weights["input_gate/bias"],
+        "recurrence_param": weights["recurrence_param"],
+        "phase_param": weights.get("phase_param"),
+        "reset": reset,
+        "padding_mask": padding_mask,
+    }
+    p = Pieces(**arguments)
+    real = padding_mask[..., None]
+    h, _ = rg_lru_reference(**arguments, initial_state=state)
+    return {
+        "recurrence_gate": np.where(real, p.r, 0.0),
+        "input_gate": np.where(real, p.i, 0.0),
+        "decay": p.merged(np.where(real, p.a, 1.0)),
+        "state": h,
+    }
 
 
 def recurrent_block(weights, x):
     gate = gelu(dense(inside(weights, "linear_y"), x))
+    h = recurrent_block_intermediates(weights, x)["state"]
+    return dense(inside(weights, "linear_out"), h * gate)
+
+
+def recurrent_block_intermediates(weights, x):
     x = dense(inside(weights, "linear_x"), x)
     x = causal_conv1d(inside(weights, "conv"), x)
-    x = rglru(inside(weights, "rglru"), x)
-    return dense(inside(weights, "linear_out"), x * gate)
+    return rglru_intermediates(inside(weights, "rglru"), x)
 
 
 def gated_mlp(weights, x):
