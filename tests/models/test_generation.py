@@ -10,7 +10,8 @@ import pytest
 from keras import ops
 
 import keras_griffin
-from keras_griffin.models import griffin_causal_lm
+from keras_griffin.models import generation
+from keras_griffin.models.prompts import stream_text
 from support.checks import assert_close
 from support.checks import to_numpy
 from support.models import PATTERNS
@@ -141,7 +142,7 @@ def test_long_prompts_are_read_in_pieces(monkeypatch):
     inputs = ragged((40, 3, 33))
     expected = new_tokens(model, inputs)
     whole = run(model, inputs["token_ids"], inputs["padding_mask"])
-    monkeypatch.setattr(griffin_causal_lm, "PREFILL_CHUNK", 16)
+    monkeypatch.setattr(generation, "PREFILL_CHUNK", 16)
     for actual, wanted in zip(new_tokens(model, inputs), expected, strict=True):
         np.testing.assert_array_equal(actual, wanted)
     state = model.init_state(3, max_length=64)
@@ -263,7 +264,7 @@ def test_unicode_survives_streaming(shakespeare):
     ids = np.array(tokenizer(text))
     for size in (1, 4):
         pieces = [(ids[i : i + size], i) for i in range(0, len(ids), size)]
-        streamed = griffin_causal_lm.stream_text(tokenizer, ids[:0], pieces)
+        streamed = stream_text(tokenizer, ids[:0], pieces)
         text = "".join(piece for piece, _ in streamed)
         assert text == tokenizer.detokenize(ids)
 
@@ -391,7 +392,7 @@ def test_a_stop_token_anywhere_ends_a_stream(shakespeare):
 
 
 def test_scores_are_log_probabilities(monkeypatch):
-    monkeypatch.setattr(griffin_causal_lm, "SCORE_CHUNK", 16)
+    monkeypatch.setattr(generation, "SCORE_CHUNK", 16)
     model = tiny_model()
     rows = [tokens(1, n, seed=n)[0] for n in (1, 9, 40)]
     ids, mask = scatter(rows, 45)

@@ -69,7 +69,7 @@ def generate_uncached(model, sampler, inputs):
         )
 
     # XLA draws other numbers than TensorFlow does without it.
-    compiled = model._compile_function(loop, xla=True)
+    compiled = model._functions.compile(loop, xla=True)
     return to_numpy(compiled(token_ids))
 
 

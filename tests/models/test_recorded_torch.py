@@ -1,5 +1,7 @@
 """A recorded step equals the eager one, and follows the weights."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ if keras.config.backend() != "torch":
 
 import torch
 
+from keras_griffin.models.generation import decode_token
 from keras_griffin.models.recorded_torch import STEPS_BEFORE_RECORDING
 from keras_griffin.models.recorded_torch import RecordedStep
 from support.checks import assert_close
@@ -33,14 +36,14 @@ def test_a_models_step(batch):
     state = model.init_state(batch, max_length=40)
     _, state = model.prefill({"token_ids": tokens(batch, 20)}, state)
     token = torch.from_numpy(tokens(batch, 1)[:, 0])
-    recorded = record(model._decode_step, token, state)
+    recorded = record(functools.partial(decode_token, model), token, state)
     actual, expected = state, state
     step = recorded.start()
     for i in range(20):
         token = torch.from_numpy(tokens(batch, 1, seed=i)[:, 0])
         logits, actual = step(token, actual)
         with torch.no_grad():
-            wanted, expected = model._decode_step(token, expected)
+            wanted, expected = decode_token(model, token, expected)
         assert_close(logits, wanted.numpy())
     for one, other in zip(
         keras.tree.flatten(actual), keras.tree.flatten(expected), strict=True
@@ -60,13 +63,13 @@ def test_generated_text_is_the_eager_models():
     )
     (recorded,) = (
         function
-        for function in model._state_functions.values()
+        for function in model._functions._functions.values()
         if isinstance(function, RecordedStep)
     )
     assert recorded._recordings
     assert not any(
         isinstance(function, RecordedStep)
-        for function in eager._state_functions.values()
+        for function in eager._functions._functions.values()
     )
 
 
