@@ -209,7 +209,7 @@ def call_sampler(model, sampler, temperature, seed):
     sampler = (
         model.sampler if sampler is None else keras_hub.samplers.get(sampler)
     )
-    check_sampler(sampler)
+    check_sampler(sampler, model.backbone.vocabulary_size)
     if temperature is None and seed is None:
         return sampler
     config = sampler.get_config()
@@ -511,7 +511,7 @@ def _check_lengths(max_length, max_new_tokens):
         )
 
 
-def check_sampler(sampler):
+def check_sampler(sampler, vocabulary_size):
     """Raises for samplers that a recurrent state cannot serve."""
     if isinstance(sampler, SpeculativeSampler):
         raise ValueError(
@@ -523,6 +523,13 @@ def check_sampler(sampler):
         raise ValueError(
             "`generate` returns one text for each prompt. Received: a "
             "BeamSampler with return_all_beams=True. Set it to False."
+        )
+    k = getattr(sampler, "k", None)
+    if k is not None and not 1 <= k <= vocabulary_size:
+        raise ValueError(
+            "A sampler's `k` must be a number of tokens of the vocabulary. "
+            f"Received: {type(sampler).__name__} with k={k}, a vocabulary of "
+            f"{vocabulary_size}. For all tokens take 'random'."
         )
 
 

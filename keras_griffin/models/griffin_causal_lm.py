@@ -410,7 +410,7 @@ class GriffinCausalLM(CausalLM):
         if isinstance(distribution, GriffinParallel):
             check_layout_map(distribution.layout_map, self)
         self._functions = CompiledFunctions(self)
-        generation.check_sampler(self.sampler)
+        generation.check_sampler(self.sampler, self.backbone.vocabulary_size)
         self._loss_in_pieces = (
             type(self.loss) is keras.losses.SparseCategoricalCrossentropy
             and self.loss.from_logits

@@ -137,6 +137,37 @@ def test_settings_compile_nothing(monkeypatch):
     assert len(traces) == first
 
 
+@pytest.mark.skipif(
+    keras.config.backend() == "torch", reason="eager: nothing is compiled"
+)
+def test_another_k_compiles_nothing(monkeypatch):
+    vocabulary = 200
+    model = tiny_model(vocabulary_size=vocabulary)
+    compiled = []
+    compile = type(model._functions).compile
+
+    def counted(self, function, *args, **options):
+        def traced(*inputs):
+            compiled.append(function)
+            return function(*inputs)
+
+        return compile(self, traced, *args, **options)
+
+    monkeypatch.setattr(type(model._functions), "compile", counted)
+
+    def traces(k):
+        before = len(compiled)
+        sampler = keras_hub.samplers.TopKSampler(k=k)
+        new_tokens(model, ragged((3,)), 2, sampler=sampler)
+        return len(compiled) - before
+
+    assert traces(5) == 2  # the prefill and the loop
+    assert [traces(k) for k in (1, 6, 64)] == [0, 0, 0]
+    # Up to twice as many share the next one.
+    assert [traces(k) for k in (65, 128, 100)] == [1, 0, 0]
+    assert [traces(k) for k in (129, vocabulary, 5)] == [1, 0, 0]
+
+
 def test_long_prompts_are_read_in_pieces(monkeypatch):
     model = tiny_model(block_types=PATTERNS["mixed"])
     inputs = ragged((40, 3, 33))
@@ -424,6 +455,10 @@ def test_calls_that_contradict_themselves(model, shakespeare):
         new_tokens(model, inputs, 0)
     with pytest.raises(ValueError, match="must be above 0"):
         new_tokens(model, inputs, temperature=0.0)
+    for k in (0, VOCABULARY + 1):
+        with pytest.raises(ValueError, match="a number of tokens"):
+            sampler = keras_hub.samplers.TopKSampler(k=k)
+            new_tokens(model, inputs, sampler=sampler)
     with pytest.raises(ValueError, match="one token after the other"):
         new_tokens(model, inputs, sampler="beam", state=model.init_state(1))
     with pytest.raises(ValueError, match="one row for each prompt"):
