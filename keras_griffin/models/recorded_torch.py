@@ -103,6 +103,9 @@ def _record(function, leaves, spec):
         return outputs
 
     module = make_fx(flat)(*leaves)
+    if any(_writes(node) for node in module.graph.nodes):
+        # Into a copy, as Keras writes: the copy with the write as one value.
+        module = make_fx(torch.func.functionalize(module))(*leaves)
     for node in module.graph.nodes:
         node.meta["val"] = _without_data(node.meta.get("val"))
     if not any(_writes(node) for node in module.graph.nodes):

@@ -141,8 +141,7 @@ def test_settings_compile_nothing(monkeypatch):
     keras.config.backend() == "torch", reason="eager: nothing is compiled"
 )
 def test_another_k_compiles_nothing(monkeypatch):
-    vocabulary = 200
-    model = tiny_model(vocabulary_size=vocabulary)
+    model = tiny_model(vocabulary_size=128)
     compiled = []
     compile = type(model._functions).compile
 
@@ -164,8 +163,7 @@ def test_another_k_compiles_nothing(monkeypatch):
     assert traces(5) == 2  # the prefill and the loop
     assert [traces(k) for k in (1, 6, 64)] == [0, 0, 0]
     # Up to twice as many share the next one.
-    assert [traces(k) for k in (65, 128, 100)] == [1, 0, 0]
-    assert [traces(k) for k in (129, vocabulary, 5)] == [1, 0, 0]
+    assert [traces(k) for k in (65, 128, 5)] == [1, 0, 0]
 
 
 def test_long_prompts_are_read_in_pieces(monkeypatch):
