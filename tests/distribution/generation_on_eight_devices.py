@@ -8,6 +8,7 @@ import json
 import sys
 
 import keras
+import numpy as np
 from distribution.eight_devices import error
 from distribution.eight_devices import make_model
 from distribution.eight_devices import parallel
@@ -50,6 +51,11 @@ def generate(model, rows):
     return found, state
 
 
+def difference(found, expected):
+    same = np.array_equal(found, expected)
+    return 0.0 if same else error(found, expected)
+
+
 def main():
     results = {}
     model = make_model()
@@ -60,7 +66,7 @@ def main():
         name = f"{mesh}: {rows}"
         for part, array in found.items():
             assert array.shape == expected[rows][part].shape
-            results[f"{name}: {part}"] = error(array, expected[rows][part])
+            results[f"{name}: {part}"] = difference(array, expected[rows][part])
         results[f"{name}: whole on a device"] = [
             ".".join(map(str, path))
             for path, leaf in keras.tree.flatten_with_path(state)
