@@ -68,7 +68,7 @@ class RecordedStep:
         self._function = torch.no_grad()(function)
         self._calls = {}
         self._recordings = {}
-        self._of_weights = {}
+        self._of_weights = None, None
 
     def start(self):
         """Returns the function for the weights as they are now."""
@@ -99,10 +99,14 @@ class RecordedStep:
             for node in weights_part.graph.nodes
             if node.op == "get_attr"
         ]
-        stamp = [(x.data_ptr(), x._version) for x in constants]
-        if key not in self._of_weights or self._of_weights[key][0] != stamp:
-            self._of_weights[key] = stamp, weights_part()
-        return self._of_weights[key][1]
+        # Of one recording at a time: each would take as much memory.
+        stamp = key, [(x.data_ptr(), x._version) for x in constants]
+        made_of, values = self._of_weights
+        if made_of != stamp:
+            self._of_weights = None, None
+            values = weights_part()
+            self._of_weights = stamp, values
+        return values
 
 
 def _record(function, leaves, spec):
@@ -204,6 +208,7 @@ def _pack_matrices(graph):
         if _is_call(node)
         and node.target is aten.mm.default
         and node.args[1] in fixed
+        and node not in fixed
         and _value(node).dtype == torch.float32
     ]
     matrices = {node.args[1] for node in products}

@@ -179,9 +179,9 @@ def test_packed_matrices_are_kept_until_they_change():
     weight = torch.randn(8, 5)
     x = torch.randn(3, 8)
     recorded = record(lambda x: x @ weight, x)
-    ((_, (packed,)),) = recorded._of_weights.values()
+    _, (packed,) = recorded._of_weights
     recorded.start()(x)
-    ((_, (same,)),) = recorded._of_weights.values()
+    _, (same,) = recorded._of_weights
     assert same is packed
     weight *= 2.0
     assert_close(recorded.start()(x), (x @ weight).numpy())
