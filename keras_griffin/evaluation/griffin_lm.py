@@ -15,8 +15,8 @@ from lm_eval.utils import get_rolling_token_windows
 from lm_eval.utils import make_disjoint_window
 from tqdm import tqdm
 
+from keras_griffin.models import generation
 from keras_griffin.models import turns
-from keras_griffin.models.griffin_causal_lm import DECODE_CHUNK
 from keras_griffin.models.griffin_causal_lm import GriffinCausalLM
 from keras_griffin.models.prompts import Prompts
 from keras_griffin.models.prompts import bucket
@@ -355,10 +355,16 @@ class GriffinLM(TemplateLM):
             max_new_tokens,
         )
         # What `generate` does between its texts.
-        logits, state = model._read_prompts(prompts, None)
+        logits, state = generation.read_prompts(model, prompts, None)
         new = np.zeros((size, 0), "int32")
-        for tokens, _ in model._decode(
-            logits, state, prompts.steps, stops, sampler, DECODE_CHUNK
+        for tokens, _ in generation.decode(
+            model,
+            logits,
+            state,
+            prompts.steps,
+            stops,
+            sampler,
+            generation.DECODE_CHUNK,
         ):
             new = np.concatenate([new, tokens], axis=1)
             ids = [prompts.cut(row, stops, keep_stop=False) for row in new]

@@ -1,5 +1,17 @@
+from pathlib import Path
+
 import keras
 from keras import ops
+
+from keras_griffin.models import generation
+
+# Format of `export_steps`: what file names end in, and the backends that Keras
+# writes it on.
+EXPORT_ENDINGS = {
+    "tf_saved_model": ("", ("jax", "tensorflow")),
+    "onnx": (".onnx", ("torch",)),
+    "torch": (".pt2", ("torch",)),
+}
 
 
 class ExportedStep(keras.Model):
@@ -51,12 +63,13 @@ class ExportedStep(keras.Model):
             self._structure, [inputs[name] for name in self._state]
         )
         if self._shape[1] == 1:
-            logits, state = self.causal_lm._decode_step(
-                inputs["token_ids"][:, 0], state
+            logits, state = generation.decode_token(
+                self.causal_lm, inputs["token_ids"][:, 0], state
             )
         else:
             columns = ops.arange(self._shape[1], dtype="int32")
-            logits, state = self.causal_lm._prefill(
+            logits, state = generation.prefill_piece(
+                self.causal_lm,
                 {
                     "token_ids": inputs["token_ids"],
                     "padding_mask": inputs["padding_mask"],
@@ -77,3 +90,41 @@ def _flat(state):
         "_".join(map(str, path)).replace("blocks", "block"): leaf
         for path, leaf in keras.tree.flatten_with_path(state)
     }
+
+
+def export_steps(model, folder, format, batch_size, prompt_length, max_length):
+    """See `GriffinCausalLM.export_steps`."""
+    backend = keras.config.backend()
+    ending, backends = EXPORT_ENDINGS.get(format, ("", ()))
+    if backend not in backends:
+        known = ", ".join(
+            f"{name!r} on {' or '.join(backends)}"
+            for name, (_, backends) in EXPORT_ENDINGS.items()
+        )
+        raise ValueError(
+            f"`format` must be {known}. Received: format={format!r} on "
+            f"{backend}. Set KERAS_BACKEND to the other backend: weights "
+            "saved by one are loaded by all."
+        )
+    if format == "onnx" and model.backbone.compute_dtype != "float32":
+        raise ValueError(
+            "Keras writes ONNX in float32 alone. Received: a model in "
+            f"{model.backbone.compute_dtype}. Load it with dtype='float32'."
+        )
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, time in (("prefill", prompt_length), ("decode_step", 1)):
+        step = ExportedStep(model, batch_size, time, max_length)
+        signature = step.signature()
+        step(
+            {
+                key: ops.zeros(spec.shape, spec.dtype)
+                for key, spec in signature.items()
+            }
+        )
+        step.export(
+            str(folder / f"{name}{ending}"),
+            format=format,
+            verbose=False,
+            input_signature=[signature],
+        )

@@ -1,72 +1,35 @@
 import contextlib
 import contextvars
-import threading
-from pathlib import Path
 
 import keras
 import keras_hub
-import numpy as np
 from keras import ops
 from keras_hub.models import CausalLM
-from keras_hub.samplers import ContrastiveSampler
-from keras_hub.samplers import SpeculativeSampler
 
 from keras_griffin.distribution.griffin_parallel import GriffinParallel
 from keras_griffin.distribution.layout_map import check_layout_map
+from keras_griffin.models import exported_step
 from keras_griffin.models import exporting
+from keras_griffin.models import generation
 from keras_griffin.models import quantization
 from keras_griffin.models import turns
 from keras_griffin.models.chat_session import ChatSession
-from keras_griffin.models.exported_step import ExportedStep
+from keras_griffin.models.compiled_functions import CompiledFunctions
 from keras_griffin.models.griffin_backbone import GriffinBackbone
 from keras_griffin.models.griffin_backbone import check_inputs
-from keras_griffin.models.griffin_backbone import check_token_ids
 from keras_griffin.models.griffin_backbone import fill_inputs
 from keras_griffin.models.griffin_causal_lm_preprocessor import (
     GriffinCausalLMPreprocessor,
 )
 from keras_griffin.models.preset_index import preprocessor_arguments
 from keras_griffin.models.preset_loading import find_preset
-from keras_griffin.models.prompts import Prompts
-from keras_griffin.models.prompts import bucket
-from keras_griffin.models.prompts import prompt_pieces
-from keras_griffin.models.prompts import stream_text
-from keras_griffin.models.prompts import to_numpy
-from keras_griffin.models.samplers import copy_sampler
-from keras_griffin.models.samplers import is_search
-from keras_griffin.models.samplers import kind_of_sampler
-from keras_griffin.models.samplers import pad_stop_token_ids
-from keras_griffin.models.samplers import settings_of
-from keras_griffin.models.samplers import with_settings
 from keras_griffin.models.states import load_state
-from keras_griffin.models.states import repeat_rows
 from keras_griffin.models.states import save_state
-from keras_griffin.models.token_losses import MAX_LOGITS
 from keras_griffin.models.token_losses import token_losses
-
-# Logit of tokens that a row that has ended can no longer take.
-IMPOSSIBLE = -1e30
-
-# Tokens. Longer prompts are read in pieces of this size, in bounded memory.
-PREFILL_CHUNK = 2048
-# Logits of so many tokens of a row are held at once, if `MAX_LOGITS` allows.
-SCORE_CHUNK = 256
-# New tokens of one call of the device, and the same where somebody reads along.
-DECODE_CHUNK = 32
-STREAM_CHUNK = 4
 
 # The model whose step of training or evaluation is running: `call` returns
 # its hidden states, and `compute_loss` expects them.
 _in_step = contextvars.ContextVar("in_step", default=None)
-
-
-# Format of `export_steps`: what file names end in, and the backends that Keras
-# writes it on.
-EXPORT_ENDINGS = {
-    "tf_saved_model": ("", ("jax", "tensorflow")),
-    "onnx": (".onnx", ("torch",)),
-    "torch": (".pt2", ("torch",)),
-}
 
 
 @keras.saving.register_keras_serializable(package="keras_griffin")
@@ -143,8 +106,6 @@ class GriffinCausalLM(CausalLM):
         super().__init__(
             inputs=inputs, outputs=self._logits(backbone(inputs)), **kwargs
         )
-        self._state_functions = {}
-        self._structure = None
 
     @classmethod
     def from_preset(cls, preset, load_weights=True, dtype=None, **kwargs):
@@ -469,8 +430,8 @@ class GriffinCausalLM(CausalLM):
         distribution = keras.distribution.distribution()
         if isinstance(distribution, GriffinParallel):
             check_layout_map(distribution.layout_map, self)
-        self._state_functions = {}
-        _check_sampler(self.sampler)
+        self._functions = CompiledFunctions(self)
+        generation.check_sampler(self.sampler, self.backbone.vocabulary_size)
         self._loss_in_pieces = (
             type(self.loss) is keras.losses.SparseCategoricalCrossentropy
             and self.loss.from_logits
@@ -596,39 +557,7 @@ class GriffinCausalLM(CausalLM):
         logits, state = model.decode_step(np.array([9]), state)
         ```
         """
-        inputs = fill_inputs(inputs)
-        if isinstance(inputs, dict) and "token_ids" in inputs:
-            inputs = {
-                name: None if inputs.get(name) is None else to_numpy(value)
-                for name, value in {"padding_mask": None, **inputs}.items()
-            }
-            check_token_ids(inputs["token_ids"], self.backbone.vocabulary_size)
-        check_inputs(inputs, self.backbone.vocabulary_size)
-        batch, time = inputs["token_ids"].shape
-        if time == 0:
-            raise ValueError(
-                "`prefill` needs at least one column of tokens. Received: "
-                f"token_ids of shape {(batch, time)}. The state before any "
-                "token is `init_state(batch_size)`."
-            )
-        if state is None:
-            state = self.init_state(batch)
-        logits = ops.zeros((batch, self.backbone.vocabulary_size), "float32")
-        for piece in prompt_pieces(inputs, PREFILL_CHUNK):
-            logits, state = self._run(
-                "prefill", self._prefill, piece, logits, state
-            )
-        return logits, state
-
-    def _prefill(self, inputs, logits, state):
-        hidden, state = self.backbone.call_with_state(state=state, **inputs)
-        mask = inputs.get("padding_mask")
-        new_logits = self._logits(_last_real(hidden, mask))
-        if mask is not None:
-            # Rows that ended in an earlier piece keep what came next there.
-            reads = ops.any(mask, axis=1, keepdims=True)
-            new_logits = ops.where(reads, new_logits, logits)
-        return new_logits, state
+        return generation.prefill(self, inputs, state)
 
     def save_state(self, state, path):
         """Writes a state to a file, to go on from it later or elsewhere.
@@ -679,121 +608,21 @@ class GriffinCausalLM(CausalLM):
         Raises:
             ValueError: if `token_ids` is not of rank 1.
         """
-        token_ids = ops.convert_to_tensor(token_ids, dtype="int32")
-        if len(token_ids.shape) != 1:
-            raise ValueError(
-                "`token_ids` must have shape (batch,), one token a row. "
-                f"Received: shape {tuple(token_ids.shape)}. Longer pieces go "
-                "through `prefill`."
-            )
-        if keras.config.backend() == "torch":
-            return self._step_function("step", self._decode_step)(
-                token_ids, state
-            )
-        return self._run("step", self._decode_step, token_ids, state, xla=True)
+        return generation.decode_step(self, token_ids, state)
 
-    def _decode_step(self, token_ids, state):
-        hidden, state = self.backbone.call_with_state(token_ids[:, None], state)
-        return self._logits(hidden[:, 0]), state
-
-    def _step_function(self, name, function):
-        """A function of one token, for the weights as they are now.
-
-        Where functions are compiled it becomes part of what calls it.
-        """
-        if keras.config.backend() != "torch" or self.run_eagerly:
-            return function
-        from keras_griffin.models.recorded_torch import RecordedStep
-
-        self._forget_stale_functions()
-        if name not in self._state_functions:
-            self._state_functions[name] = RecordedStep(function)
-        return self._state_functions[name].start()
-
-    def _run(self, name, function, *args, xla=False):
-        """Runs a function of the model's weights, compiled once a shape."""
-        self._forget_stale_functions()
-        if name not in self._state_functions:
-            self._state_functions[name] = self._compile_function(
-                function, xla=xla
-            )
-        return self._state_functions[name](*args)
-
-    def _forget_stale_functions(self):
-        """Drops compiled functions of weights that are no longer there.
-
-        LoRA, merging and quantization of the backbone change its weights
-        without telling this model, and a `tf.function` would not notice.
-        """
-        structure = [(v.path, v.dtype, v.shape) for v in self.variables]
-        if self._structure is None:
-            self._structure = structure
-        elif structure != self._structure:
-            self._structure = structure
-            self._state_functions = {}
-            self.train_function = None
-            self.test_function = None
-            self.predict_function = None
-            if self._replica_call is not None:
-                self._compile_for_strategy()
+    # Weights that came or went since the last step need another function.
 
     def make_train_function(self, *args, **kwargs):
-        self._forget_stale_functions()
+        self._functions.forget_stale()
         return super().make_train_function(*args, **kwargs)
 
     def make_test_function(self, *args, **kwargs):
-        self._forget_stale_functions()
+        self._functions.forget_stale()
         return super().make_test_function(*args, **kwargs)
 
     def make_predict_function(self, *args, **kwargs):
-        self._forget_stale_functions()
+        self._functions.forget_stale()
         return super().make_predict_function(*args, **kwargs)
-
-    def _compile_function(self, function, variables=(), xla=False):
-        """Compiles a function of the weights that may change `variables`.
-
-        Args:
-            function: callable.
-            variables: those that it may change.
-            xla: bool. Whether TensorFlow should take XLA unless the model
-                was told otherwise.
-        """
-        backend = keras.config.backend()
-        if backend == "torch":
-            import torch
-
-            return torch.no_grad()(function)
-        if self.run_eagerly:
-            return function
-        if backend == "tensorflow":
-            import tensorflow as tf
-
-            if self._requested_jit_compile != "auto" or not xla:
-                xla = self.jit_compile
-            return tf.function(function, jit_compile=xla)
-
-        import jax
-
-        @jax.jit
-        def stateless(weights, values, *args):
-            mapping = zip(
-                [*self.variables, *variables], weights + values, strict=True
-            )
-            with keras.StatelessScope(state_mapping=mapping) as scope:
-                outputs = function(*args)
-            return outputs, [scope.get_current_value(v) for v in variables]
-
-        def compiled(*args):
-            outputs, values = stateless(
-                [v.value for v in self.variables],
-                [v.value for v in variables],
-                *args,
-            )
-            for variable, value in zip(variables, values, strict=True):
-                variable.assign(value)
-            return outputs
-
-        return compiled
 
     # === Generation ===
 
@@ -857,266 +686,34 @@ class GriffinCausalLM(CausalLM):
         model.generate("ROMEO:", max_new_tokens=20, temperature=0.8, seed=1)
         ```
         """
-        sampler = self._call_sampler(sampler, temperature, seed)
-        stop_token_ids = self._stop_token_ids(stop_token_ids)
-        _check_lengths(max_length, max_new_tokens)
-        is_chat = turns.is_conversation(inputs) or turns.are_conversations(
-            inputs
+        return generation.generate(
+            self,
+            inputs,
+            max_length,
+            stop_token_ids,
+            strip_prompt,
+            max_new_tokens,
+            sampler,
+            temperature,
+            seed,
+            state,
+            return_state,
         )
-        if is_chat and self.preprocessor is not None:
-            inputs = self.preprocessor.render_prompts(inputs)
-        if (state is not None or return_state) and is_search(sampler):
-            raise ValueError(
-                "A state goes with a sampler that takes one token after the "
-                f"other. Received: {type(sampler).__name__}. Take 'greedy', "
-                "'top_k', 'top_p' or 'random'."
-            )
-        batches, is_scalar = self._normalize_generate_inputs(inputs)
-        if (state is not None or return_state) and not isinstance(
-            batches, list
-        ):
-            raise ValueError(
-                "A state belongs to one batch. Received: a tf.data.Dataset "
-                "with `state` or `return_state`. Call `generate` for each "
-                "batch."
-            )
-        outputs = []
-        for batch in batches:
-            prompts = self._prompts(batch, max_length, max_new_tokens, state)
-            generated, last_state = self._generate_tokens(
-                prompts, stop_token_ids, sampler, state
-            )
-            output = prompts.outputs(
-                generated,
-                stop_token_ids,
-                strip_prompt=strip_prompt or is_chat,
-                keep_stop=not is_chat,
-            )
-            if self.preprocessor is not None:
-                output = self.preprocessor.generate_postprocess(output)
-            outputs.append(output)
-        outputs = self._normalize_generate_outputs(outputs, is_scalar)
-        return (outputs, last_state) if return_state else outputs
 
     def make_generate_function(self):
         """Returns the function of token ids that KerasHub knows."""
 
         def generate_function(inputs, stop_token_ids=None):
-            prompts = self._prompts(inputs, None, None, None)
-            stop_token_ids = self._stop_token_ids(stop_token_ids)
-            generated, _ = self._generate_tokens(
-                prompts, stop_token_ids, self.sampler, None
+            prompts = generation.make_prompts(self, inputs, None, None, None)
+            stop_token_ids = generation.find_stop_token_ids(
+                self, stop_token_ids
+            )
+            generated, _ = generation.generate_tokens(
+                self, prompts, stop_token_ids, self.sampler, None
             )
             return prompts.outputs(generated, stop_token_ids)
 
         return generate_function
-
-    def _call_sampler(self, sampler, temperature, seed):
-        """The sampler of one call."""
-        sampler = (
-            self.sampler if sampler is None else keras_hub.samplers.get(sampler)
-        )
-        _check_sampler(sampler)
-        if temperature is None and seed is None:
-            return sampler
-        config = sampler.get_config()
-        if temperature is not None:
-            if temperature <= 0:
-                raise ValueError(
-                    "`temperature` must be above 0. Received: "
-                    f"{temperature}. For the likeliest token take "
-                    "sampler='greedy'."
-                )
-            config["temperature"] = temperature
-        if "seed" in config:  # of a sampler that draws
-            config["seed"] = seed
-        return type(sampler).from_config(config)
-
-    def _stop_token_ids(self, stop_token_ids):
-        if stop_token_ids is None:
-            return ()
-        if not isinstance(stop_token_ids, str):
-            return tuple(int(id) for id in stop_token_ids)
-        if self.preprocessor is None:
-            raise ValueError(
-                "A `preprocessor` must be there for stop_token_ids='auto'. "
-                "Received: preprocessor=None. Give a tuple of ids, or None "
-                "to stop at the length alone."
-            )
-        return self.preprocessor.stop_token_ids
-
-    def _prompts(self, inputs, max_length, max_new_tokens, state):
-        preprocessor = self.preprocessor
-        skip = 0
-        if preprocessor is not None and not isinstance(inputs, dict):
-            if max_new_tokens is not None:
-                max_length = preprocessor.longest_prompt(inputs)
-            inputs = preprocessor.generate_preprocess(
-                inputs, sequence_length=max_length
-            )
-            skip = int(state is not None and preprocessor.add_start_token)
-        return Prompts(
-            inputs, self.backbone.vocabulary_size, max_new_tokens, skip
-        )
-
-    def _generate_tokens(self, prompts, stop_token_ids, sampler, state):
-        """New tokens `(batch, steps)` or `None`, and the state after them."""
-        if is_search(sampler):
-            return self._search(prompts, stop_token_ids, sampler), None
-        logits, state = self._read_prompts(prompts, state)
-        pieces = []
-        for tokens, state in self._decode(
-            logits, state, prompts.steps, stop_token_ids, sampler, DECODE_CHUNK
-        ):
-            pieces.append(tokens)
-        return (np.concatenate(pieces, axis=1) if pieces else None), state
-
-    def _read_prompts(self, prompts, state):
-        arrays = prompts.arrays()
-        batch, time = arrays["token_ids"].shape
-        if state is None:
-            length = bucket(time + prompts.num_steps)
-            state = self.init_state(batch, max_length=length)
-        else:
-            state = repeat_rows(state, batch)
-        return self.prefill(arrays, state)
-
-    def _decode(self, logits, state, steps, stop_token_ids, sampler, chunk):
-        """Yields new tokens `(batch, <= chunk)` and the state after them."""
-        loop = self._sampler_function(
-            sampler, "decode", self._decode_chunk, xla=True
-        )
-        stops = ops.convert_to_tensor(
-            pad_stop_token_ids(stop_token_ids).astype("int32")
-        )
-        steps = np.asarray(steps, "int32")
-        while steps.max(initial=0) > 0:
-            count = min(chunk, int(steps.max()))
-            tokens, logits, state, steps = loop(
-                {
-                    "count": ops.convert_to_tensor(np.array(count, "int32")),
-                    "stops": stops,
-                    "steps": ops.convert_to_tensor(steps),
-                },
-                logits,
-                state,
-            )
-            steps = to_numpy(steps)
-            yield to_numpy(tokens)[:, :count], state
-
-    def _decode_chunk(self, sampler, inputs, logits, state):
-        """Takes up to `count` tokens; rows stand still once they have ended.
-
-        Args:
-            sampler: chooses tokens.
-            inputs: dict of `"count"`, `"stops"`, and `"steps"` `(batch,)`,
-                the tokens that each row still takes.
-            logits, state: of the next token, and before it.
-        """
-        steps = inputs["steps"]
-        tokens = ops.zeros((steps.shape[0], DECODE_CHUNK), dtype="int32")
-        advance = self._step_function("advance", self._advance)
-
-        def going_on(index, tokens, steps, logits, state):
-            return ops.logical_and(index < inputs["count"], ops.any(steps > 0))
-
-        def body(index, tokens, steps, logits, state):
-            token = sampler.get_next_token(
-                sampler.compute_probabilities(logits)
-            )
-            token, steps, logits, state = advance(
-                ops.cast(token, "int32"), inputs["stops"], steps, state
-            )
-            tokens = ops.slice_update(tokens, [0, index], token[:, None])
-            return index + 1, tokens, steps, logits, state
-
-        _, tokens, steps, logits, state = sampler.run_loop(
-            going_on,
-            body,
-            loop_vars=(
-                ops.convert_to_tensor(0, dtype="int32"),
-                tokens,
-                steps,
-                logits,
-                state,
-            ),
-            maximum_iterations=DECODE_CHUNK,
-            model=self,
-        )
-        return tokens, logits, state, steps
-
-    def _advance(self, token, stops, steps, state):
-        """Reads a token in the rows that go on.
-
-        Returns:
-            `(token, steps, logits, state)`: 0 as the token of rows that have
-            ended, and what each row still takes.
-        """
-        active = steps > 0
-        token = ops.where(active, token, 0)
-        # A stop token ends a row before it is read.
-        stopped = ops.any(token[:, None] == stops, axis=1)
-        active = ops.logical_and(active, ops.logical_not(stopped))
-        hidden, state = self.backbone.call_with_state(
-            token[:, None], state, active[:, None]
-        )
-        steps = ops.where(active, steps - 1, 0)
-        return token, steps, self._logits(hidden[:, 0]), state
-
-    def _sampler_function(self, sampler, name, function, xla=False):
-        """A compiled `function(sampler, ...)`, one for each kind of sampler.
-
-        The numbers of `SETTINGS` and the seed go in as data.
-        """
-        self._forget_stale_functions()
-        key = (name, *kind_of_sampler(sampler))
-        if key not in self._state_functions:
-            own = copy_sampler(sampler)
-
-            def run(settings, *args):
-                return function(with_settings(own, settings), *args)
-
-            self._state_functions[key] = (
-                own,
-                self._compile_function(run, own.variables, xla),
-                threading.Lock(),
-            )
-        own, compiled, lock = self._state_functions[key]
-
-        def run_with(*args):
-            # Between the assignments the random state is this call's.
-            with lock:
-                for inside, outside in zip(
-                    own.variables, sampler.variables, strict=True
-                ):
-                    inside.assign(outside)
-                outputs = compiled(settings_of(sampler), *args)
-                for inside, outside in zip(
-                    own.variables, sampler.variables, strict=True
-                ):
-                    outside.assign(inside)
-            return outputs
-
-        return run_with
-
-    def _search(self, prompts, stop_token_ids, sampler):
-        """Samplers that choose among whole texts, in one loop on the device."""
-        if not prompts.num_steps:
-            return None
-        keep_history = isinstance(sampler, ContrastiveSampler)
-        tensors = {
-            name: ops.convert_to_tensor(array)
-            for name, array in prompts.loop_inputs(keep_history).items()
-        }
-
-        def search(sampler, inputs):
-            return self.generate_step(inputs, stop_token_ids or None, sampler)
-
-        loop = self._sampler_function(
-            sampler, ("search", stop_token_ids), search
-        )
-        tokens = to_numpy(loop(tensors))
-        return tokens[:, tokens.shape[1] - prompts.num_steps :]
 
     def generate_step(self, inputs, stop_token_ids, sampler):
         """Prefill and search on the arrays of `Prompts.loop_inputs`.
@@ -1129,73 +726,7 @@ class GriffinCausalLM(CausalLM):
         Returns:
             `(batch, width)` ids; the last `max(num_steps)` are new.
         """
-        buffer = inputs["buffer"]
-        batch, width = ops.shape(buffer)
-        limit = inputs["num_steps"]
-        start = width - ops.max(limit)
-        columns = ops.arange(width, dtype="int32")[None, :]
-        last = inputs["last_token_ids"][:, None]
-        tokens = ops.where(columns == start - 1, last, buffer)
-
-        prefill_ids = inputs["prefill_token_ids"]
-        prefill = prefill_ids.shape[1]
-        state = self.backbone.init_state(batch, max_length=prefill + width)
-        history = None
-        if prefill:
-            mask = inputs["prefill_padding_mask"]
-            hidden, state = self.backbone.call_with_state(
-                prefill_ids, state, mask
-            )
-        if isinstance(sampler, ContrastiveSampler):
-            last_hidden, _ = self.backbone.call_with_state(last, state)
-            if prefill:
-                last_hidden = ops.concatenate([hidden, last_hidden], axis=1)
-            history = _align_history(
-                last_hidden, inputs["prefill_padding_mask"], start, columns
-            )
-
-        # Rows that have ended go on with pads of probability 1: that changes
-        # neither their beams' scores nor anything in other rows.
-        cache = {
-            "state": state,
-            "end": start + limit,
-            "done": ops.zeros_like(limit, dtype="bool"),
-        }
-
-        def next(prompt, cache, index):
-            index = ops.cast(index, "int32")
-            token = ops.take(prompt, index - 1, axis=1)
-            hidden, state = self.backbone.call_with_state(
-                token[:, None], cache["state"]
-            )
-            done = ops.logical_or(cache["done"], index >= cache["end"])
-            if stop_token_ids is not None:
-                stopped = ops.zeros_like(done)
-                for id in stop_token_ids:
-                    stopped = ops.logical_or(stopped, token == id)
-                # The prompt's own last token ends nothing.
-                stopped = ops.logical_and(stopped, index > start)
-                done = ops.logical_or(done, stopped)
-            logits = self._logits(hidden[:, 0])
-            pad_only = ops.where(
-                ops.arange(logits.shape[-1], dtype="int32") == 0,
-                0.0,
-                IMPOSSIBLE,
-            )
-            logits = ops.where(done[:, None], pad_only[None], logits)
-            cache = {"state": state, "end": cache["end"], "done": done}
-            return logits, hidden[:, 0], cache
-
-        return sampler(
-            next=next,
-            prompt=tokens,
-            cache=cache,
-            index=start,
-            mask=ops.broadcast_to(columns < start, (batch, width)),
-            stop_token_ids=stop_token_ids,
-            hidden_states=history,
-            model=self,
-        )
+        return generation.generate_step(self, inputs, stop_token_ids, sampler)
 
     def generate_stream(
         self,
@@ -1239,38 +770,18 @@ class GriffinCausalLM(CausalLM):
             print(piece, end="", flush=True)
         ```
         """
-        if self.preprocessor is not None and turns.is_conversation(inputs):
-            inputs = self.preprocessor.render_prompts(inputs)
-        if self.preprocessor is None or not isinstance(inputs, str):
-            raise ValueError(
-                "`generate_stream` takes one prompt as a string, with a "
-                f"preprocessor. Received: {type(inputs).__name__}, "
-                f"preprocessor={self.preprocessor}. Use `generate`."
-            )
-        sampler = self._call_sampler(sampler, temperature, seed)
-        if is_search(sampler):
-            raise ValueError(
-                "Streaming needs a sampler that takes one token after the "
-                f"other. Received: {type(sampler).__name__}. Take 'greedy', "
-                "'top_k', 'top_p' or 'random'."
-            )
-        _check_lengths(max_length, max_new_tokens)
-        prompts = self._prompts([inputs], max_length, max_new_tokens, state)
-        stop_token_ids = self._stop_token_ids(stop_token_ids)
-        logits, state = self._read_prompts(prompts, state)
-        pieces = self._decode(
-            logits, state, prompts.steps, stop_token_ids, sampler, STREAM_CHUNK
+        return generation.generate_stream(
+            self,
+            inputs,
+            max_length,
+            stop_token_ids,
+            max_new_tokens,
+            sampler,
+            temperature,
+            seed,
+            state,
+            return_state,
         )
-        pieces = (
-            (prompts.cut(tokens[0], stop_token_ids, keep_stop=False), state)
-            for tokens, state in pieces
-        )
-        texts = stream_text(
-            self.preprocessor.tokenizer, prompts.rows[0], pieces
-        )
-        if return_state:
-            return texts
-        return (text for text, _ in texts if text)
 
     def chat(self, **options):
         """Starts a conversation that keeps its state. See `ChatSession`."""
@@ -1319,40 +830,9 @@ class GriffinCausalLM(CausalLM):
         model.export_steps("exported", format="torch", prompt_length=16)
         ```
         """
-        backend = keras.config.backend()
-        ending, backends = EXPORT_ENDINGS.get(format, ("", ()))
-        if backend not in backends:
-            known = ", ".join(
-                f"{name!r} on {' or '.join(backends)}"
-                for name, (_, backends) in EXPORT_ENDINGS.items()
-            )
-            raise ValueError(
-                f"`format` must be {known}. Received: format={format!r} on "
-                f"{backend}. Set KERAS_BACKEND to the other backend: weights "
-                "saved by one are loaded by all."
-            )
-        if format == "onnx" and self.backbone.compute_dtype != "float32":
-            raise ValueError(
-                "Keras writes ONNX in float32 alone. Received: a model in "
-                f"{self.backbone.compute_dtype}. Load it with dtype='float32'."
-            )
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, time in (("prefill", prompt_length), ("decode_step", 1)):
-            step = ExportedStep(self, batch_size, time, max_length)
-            signature = step.signature()
-            step(
-                {
-                    key: ops.zeros(spec.shape, spec.dtype)
-                    for key, spec in signature.items()
-                }
-            )
-            step.export(
-                str(folder / f"{name}{ending}"),
-                format=format,
-                verbose=False,
-                input_signature=[signature],
-            )
+        exported_step.export_steps(
+            self, folder, format, batch_size, prompt_length, max_length
+        )
 
     # === Scores ===
 
@@ -1388,56 +868,7 @@ class GriffinCausalLM(CausalLM):
         model.score("To be, or not to be").sum()
         ```
         """
-        if self.preprocessor is None or isinstance(inputs, dict):
-            prompts = Prompts(inputs, self.backbone.vocabulary_size)
-            scores, is_greedy = self._score_rows(prompts.arrays(), state)
-            scores = prompts.scatter(scores)
-            is_greedy = prompts.scatter(is_greedy, fill_value=True)
-        else:
-            texts = [inputs] if isinstance(inputs, str) else inputs
-            prompts = self._prompts(texts, None, 0, state)
-            first = int(self.preprocessor.add_start_token and state is None)
-            scores, is_greedy = (
-                [row[first:n] for row, n in zip(rows, prompts.lengths)]
-                for rows in self._score_rows(prompts.arrays(), state)
-            )
-            if isinstance(inputs, str):
-                scores, is_greedy = scores[0], is_greedy[0]
-        return (scores, is_greedy) if return_greedy else scores
-
-    def _score_rows(self, arrays, state):
-        """Scores, and whether each token is the likeliest, as NumPy arrays."""
-        ids = arrays["token_ids"]
-        batch, time = ids.shape
-        if state is None:
-            state = self.init_state(batch, max_length=bucket(time))
-        state = repeat_rows(state, batch)
-        arrays["targets"] = np.pad(ids[:, 1:], ((0, 0), (0, 1)))
-        scores = [np.zeros((batch, 1), "float32")]
-        is_greedy = [np.ones((batch, 1), bool)]
-        size = MAX_LOGITS // (batch * self.backbone.vocabulary_size)
-        size = 1 << max(size.bit_length() - 1, 0)  # a power of 2, not above it
-        for piece in prompt_pieces(arrays, min(size, SCORE_CHUNK)):
-            outputs, state = self._run("score", self._score_piece, piece, state)
-            scores.append(to_numpy(outputs["scores"]))
-            is_greedy.append(to_numpy(outputs["is_greedy"]))
-        real = arrays["padding_mask"]
-        scores = np.concatenate(scores, axis=1)[:, :time]
-        is_greedy = np.concatenate(is_greedy, axis=1)[:, :time]
-        return np.where(real, scores, 0.0), is_greedy | ~real
-
-    def _score_piece(self, inputs, state):
-        targets = inputs["targets"]
-        inputs = {k: v for k, v in inputs.items() if k != "targets"}
-        hidden, state = self.backbone.call_with_state(state=state, **inputs)
-        logits = self._logits(hidden)
-        chosen = ops.take_along_axis(logits, targets[..., None], axis=-1)
-        likeliest = ops.cast(ops.argmax(logits, axis=-1), targets.dtype)
-        outputs = {
-            "scores": chosen[..., 0] - ops.logsumexp(logits, axis=-1),
-            "is_greedy": ops.equal(likeliest, targets),
-        }
-        return outputs, state
+        return generation.score(self, inputs, state, return_greedy)
 
 
 class _Reduction(keras.losses.Loss):
@@ -1445,61 +876,3 @@ class _Reduction(keras.losses.Loss):
 
     def call(self, y_true, y_pred):
         return y_pred
-
-
-def _check_lengths(max_length, max_new_tokens):
-    if max_length is not None and max_new_tokens is not None:
-        raise ValueError(
-            "`max_length` counts the prompt too, `max_new_tokens` does not: "
-            f"one of them decides. Received: max_length={max_length}, "
-            f"max_new_tokens={max_new_tokens}. Leave one out."
-        )
-    if max_new_tokens is not None and max_new_tokens < 1:
-        raise ValueError(
-            "`max_new_tokens` must be at least 1. Received: "
-            f"{max_new_tokens}. To read a prompt only, use `prefill`."
-        )
-
-
-def _check_sampler(sampler):
-    if isinstance(sampler, SpeculativeSampler):
-        raise ValueError(
-            "A sampler must not take tokens back: a recurrent state "
-            f"cannot. Received: {type(sampler).__name__}. Take 'greedy', "
-            "'top_k', 'top_p', 'random', 'beam' or 'contrastive'."
-        )
-    if getattr(sampler, "return_all_beams", False):
-        raise ValueError(
-            "`generate` returns one text for each prompt. Received: a "
-            "BeamSampler with return_all_beams=True. Set it to False."
-        )
-
-
-def _last_real(x, padding_mask):
-    """The last real column of `x` `(batch, time, width)`."""
-    if padding_mask is None:
-        return x[:, -1]
-    columns = ops.arange(ops.shape(x)[1], dtype="int32")[None, :]
-    index = ops.max(
-        ops.where(ops.cast(padding_mask, "bool"), columns, 0),
-        axis=1,
-        keepdims=True,
-    )
-    return ops.take_along_axis(x, index[:, :, None], axis=1)[:, 0]
-
-
-def _align_history(hidden, prefill_mask, start, columns):
-    """Hidden states of the prompt, ending at column `start - 1`.
-
-    The contrastive sampler compares new tokens with every column before them.
-    Columns without a token repeat the prompt's first one, which changes no
-    maximum.
-    """
-    batch, width = ops.shape(columns)
-    prompt = hidden.shape[1]
-    num_real = ops.sum(ops.cast(prefill_mask, "int32"), axis=1) + 1
-    first = (prompt - num_real)[:, None]
-    index = ops.maximum(columns - start + prompt, first)
-    index = ops.minimum(index, prompt - 1)[:, :, None]
-    history = ops.take_along_axis(hidden, index, axis=1)
-    return ops.where((columns < start)[..., None], history, 0.0)

@@ -17,12 +17,12 @@ aten = torch.ops.aten
 # that it pays after as many.
 STEPS_BEFORE_RECORDING = 32
 
-# MKL multiplies a few rows by a matrix faster as so many products of one row.
-# Measured on two cores: 113 us in place of 174 us for 2 rows of 512 and a
-# matrix of 512 x 1536, 189 in place of 239 for 4, 267 in place of 241 for 8.
-MOST_SEPARATE_ROWS = 4
+# Bytes that may be kept of what weights alone decide, beside the weights: float
+# matrices in oneDNN's own layout, or what was stored in few bits. Past them
+# each step computes anew what takes more memory than the weights.
+MAX_KEPT = 2**30
 
-# Bytes that a value computed once a call may have, whatever it comes from.
+# Bytes that a value computed once may have, whatever it comes from.
 SMALL = 65536
 
 COPIES = {aten.lift_fresh_copy.default, aten.detach.default}
@@ -54,8 +54,8 @@ class RecordedStep:
     """A function of tensors and of weights that it closes over.
 
     After some eager calls with arguments of the same shapes its operations
-    are recorded. Weights are read anew at each `start`, so that training
-    between two texts is seen.
+    are recorded. At each `start` weights that have changed are read anew, so
+    that training between two texts is seen.
 
     Args:
         function: callable from nested structures of tensors to one of
@@ -68,10 +68,11 @@ class RecordedStep:
         self._function = torch.no_grad()(function)
         self._calls = {}
         self._recordings = {}
+        self._of_weights = None, None
 
     def start(self):
         """Returns the function for the weights as they are now."""
-        of_weights = {}
+        current = {}
 
         def step(*args):
             leaves, spec = pytree.tree_flatten(args)
@@ -85,12 +86,27 @@ class RecordedStep:
                 self._recordings[key] = recording
             weights_part, step_part, output_spec = recording
             with torch.no_grad():
-                if key not in of_weights:
-                    of_weights[key] = weights_part()
-                outputs = step_part(*of_weights[key], *leaves)
+                if key not in current:
+                    current[key] = self._weights_values(key, weights_part)
+                outputs = step_part(*current[key], *leaves)
             return pytree.tree_unflatten(outputs, output_spec)
 
         return step
+
+    def _weights_values(self, key, weights_part):
+        constants = [
+            operator.attrgetter(node.target)(weights_part)
+            for node in weights_part.graph.nodes
+            if node.op == "get_attr"
+        ]
+        # Of one recording at a time: each would take as much memory.
+        stamp = key, [(x.data_ptr(), x._version) for x in constants]
+        made_of, values = self._of_weights
+        if made_of != stamp:
+            self._of_weights = None, None
+            values = weights_part()
+            self._of_weights = stamp, values
+        return values
 
 
 def _record(function, leaves, spec):
@@ -103,17 +119,21 @@ def _record(function, leaves, spec):
         return outputs
 
     module = make_fx(flat)(*leaves)
+    if any(_writes(node) for node in module.graph.nodes):
+        # Into a copy, as Keras writes: the copy with the write as one value.
+        module = make_fx(torch.func.functionalize(module))(*leaves)
     for node in module.graph.nodes:
         node.meta["val"] = _without_data(node.meta.get("val"))
     if not any(_writes(node) for node in module.graph.nodes):
         _drop_copies(module.graph)
         if all(x.device.type == "cpu" for x in leaves):
-            _separate_rows(module.graph)
+            _pack_matrices(module.graph)
         _drop_reshapes(module.graph)
         _merge_equal(module)
         module.graph.eliminate_dead_code()
+        _fuse_products(module.graph)
     weights_part, step_part = _split(module)
-    return weights_part.forward, step_part.forward, output_spec
+    return weights_part, step_part.forward, output_spec
 
 
 def _is_call(node):
@@ -173,30 +193,90 @@ def _drop_reshapes(graph):
                 break
 
 
-def _separate_rows(graph):
-    """`x W` with few rows `x`, as a product for each of them."""
-    for node in graph.nodes:
-        if not (_is_call(node) and node.target is aten.mm.default):
-            continue
-        x, weights = (_value(arg) for arg in node.args)
-        rows = x.shape[0]
-        if x.dtype != torch.float32 or not 1 < rows <= MOST_SEPARATE_ROWS:
-            continue
+def _pack_matrices(graph):
+    """`x W` of float32 as oneDNN's product with `W` in its own layout.
 
-        def call(target, *args):
+    On an AMD CPU 2 rows and a matrix of 512 x 1536 take 98 us in place of 222
+    by MKL (one thread).
+    """
+    if not torch.backends.mkldnn.is_available():
+        return
+    fixed = _fixed(graph, lambda node: True)
+    products = [
+        node
+        for node in graph.nodes
+        if _is_call(node)
+        and node.target is aten.mm.default
+        and node.args[1] in fixed
+        and node not in fixed
+        and _value(node).dtype == torch.float32
+    ]
+    matrices = {node.args[1] for node in products}
+    if sum(_value(matrix).nbytes for matrix in matrices) > MAX_KEPT:
+        return
+    for node in products:
+        x, matrix = node.args
+        rows = _value(x).shape[0]
+
+        def call(target, value, *args):
             new = graph.call_function(target, args)
-            values = fx.map_arg(args, _value)
-            new.meta["val"] = target(*values)
+            new.meta["val"] = value
             return new
 
         with graph.inserting_before(node):
-            product = call(
-                aten.bmm.default,
-                call(aten.unsqueeze.default, node.args[0], 1),
-                call(aten.expand.default, node.args[1], [rows, *weights.shape]),
+            transposed = _value(matrix).t()
+            packed = call(
+                torch.ops.mkldnn._reorder_linear_weight.default,
+                transposed,
+                call(aten.t.default, transposed, matrix),
+                rows,
             )
-            product = call(aten.squeeze.dim, product, 1)
+            # With an axis of time of its own, as most of what comes and goes.
+            product = call(
+                torch.ops.mkldnn._linear_pointwise.default,
+                _value(node).unsqueeze(1),
+                call(aten.unsqueeze.default, _value(x).unsqueeze(1), x, 1),
+                packed,
+                None,
+                "none",
+                [],
+                "",
+            )
+            product = call(aten.squeeze.dim, _value(node), product, 1)
         node.replace_all_uses_with(product)
+
+
+def _fuse_products(graph):
+    """A bias, and a GELU after it, as part of oneDNN's product."""
+    for node in graph.nodes:
+        if node.target is not torch.ops.mkldnn._linear_pointwise.default:
+            continue
+        x, packed, bias, *_ = node.args
+        user = _only_user(node, aten.add.Tensor)
+        if user is not None and user.args[0] is node:
+            addend = user.args[1]
+            if (
+                isinstance(addend, fx.Node)
+                and addend.op == "get_attr"
+                and _value(addend).shape == _value(node).shape[-1:]
+                and not user.kwargs
+            ):
+                bias = addend
+                node.args = (x, packed, bias, *node.args[3:])
+                user.replace_all_uses_with(node)
+                graph.erase_node(user)
+        user = _only_user(node, aten.gelu.default)
+        if user is not None and user.kwargs.get("approximate") == "tanh":
+            node.args = (x, packed, bias, "gelu", [], "tanh")
+            user.replace_all_uses_with(node)
+            graph.erase_node(user)
+
+
+def _only_user(node, target):
+    users = list(node.users)
+    if len(users) == 1 and users[0].target is target:
+        return users[0]
+    return None
 
 
 def _merge_equal(module):
@@ -224,21 +304,15 @@ def _split(module):
     """Two modules: what weights alone decide, and the rest.
 
     The first has no arguments, and its outputs are the first arguments of the
-    second. It keeps nothing that takes more memory than the weights do, so
-    that weights stored in few bits stay so.
+    second. Past `MAX_KEPT` it keeps nothing that takes more memory than the
+    weights do, so that weights stored in few bits stay so.
     """
-    fixed = set()
-    for node in module.graph.nodes:
-        if node.op == "get_attr" or (
-            _is_call(node)
-            and not _writes(node)
-            and fixed.issuperset(node.all_input_nodes)
-            and _is_cheap_to_keep(node)
-        ):
-            fixed.add(node)
-    kept = [
-        node for node in fixed if any(user not in fixed for user in node.users)
-    ]
+    fixed = _fixed(module.graph, lambda node: True)
+    kept = _kept(fixed)
+    made = sum(_bytes(node) for node in kept if node.op != "get_attr")
+    if made > MAX_KEPT:
+        fixed = _fixed(module.graph, _is_cheap_to_keep)
+        kept = _kept(fixed)
     weights_part, step_part = fx.Graph(), fx.Graph()
     copies = {}
     for node in module.graph.nodes:
@@ -255,11 +329,38 @@ def _split(module):
     )
 
 
+def _fixed(graph, is_allowed):
+    """The nodes that weights alone decide, of those that are allowed."""
+    fixed = {}
+    for node in graph.nodes:
+        if node.op == "get_attr" or (
+            _is_call(node)
+            and not _writes(node)
+            and all(source in fixed for source in node.all_input_nodes)
+            and is_allowed(node)
+        ):
+            fixed[node] = True
+    return fixed
+
+
+def _kept(fixed):
+    """Those of them that others need."""
+    return [
+        node for node in fixed if any(user not in fixed for user in node.users)
+    ]
+
+
+def _bytes(node):
+    value = _value(node)
+    if node.target in VIEWS or not isinstance(value, torch.Tensor):
+        return 0
+    return value.nbytes
+
+
 def _is_cheap_to_keep(node):
     if node.target in VIEWS:
         return True
-    value = _value(node)
-    if not isinstance(value, torch.Tensor):
+    if not isinstance(_value(node), torch.Tensor):
         return False
     read = sum(_value(source).nbytes for source in node.all_input_nodes)
-    return value.nbytes <= max(read, SMALL)
+    return _bytes(node) <= max(read, SMALL)

@@ -1,14 +1,21 @@
 """What generation needs to know of KerasHub's samplers."""
 
 import copy
+import functools
 import json
 
 import numpy as np
 from keras import ops
 from keras_hub import samplers
 
-# Attributes that are data for a compiled function, not part of it.
+# Attributes that are data for a compiled function, not part of it. So is `k` of
+# `TRUNCATING` samplers; of a contrastive sampler it is a shape.
 SETTINGS = ("temperature", "p", "alpha")
+TRUNCATING = (samplers.TopKSampler, samplers.TopPSampler)
+
+# One function serves every `k` up to this, another one every `k` up to twice
+# as much, and so on: they sort out so many tokens, and mask those beyond `k`.
+MIN_LIKELIEST = 64
 
 # KerasHub's own: `get_config` says all about them.
 KNOWN = (
@@ -38,6 +45,8 @@ def kind_of_sampler(sampler):
         for name, value in sampler.get_config().items()
         if name not in (*SETTINGS, "seed")
     }
+    if _truncates(sampler):
+        config["k"] = _room(sampler.k)
     return type(sampler), json.dumps(config, sort_keys=True)
 
 
@@ -52,19 +61,44 @@ def settings_of(sampler):
     """The sampler's `SETTINGS` as tensors."""
     if type(sampler) not in KNOWN:
         return {}
-    return {
+    settings = {
         name: ops.convert_to_tensor(np.array(getattr(sampler, name), "float32"))
         for name in SETTINGS
         if hasattr(sampler, name)
     }
+    if _truncates(sampler):
+        settings["k"] = ops.convert_to_tensor(np.array(sampler.k, "int32"))
+    return settings
 
 
 def with_settings(sampler, settings):
     """The sampler with other settings and the same random state."""
     sampler = copy.copy(sampler)
+    settings = dict(settings)
+    if "k" in settings:
+        sampler.get_next_token = functools.partial(
+            _draw_among, sampler, sampler.get_next_token, settings.pop("k")
+        )
     for name, value in settings.items():
         setattr(sampler, name, value)
     return sampler
+
+
+def _truncates(sampler):
+    return type(sampler) in TRUNCATING and sampler.k is not None
+
+
+def _room(k):
+    return max(MIN_LIKELIEST, 1 << (k - 1).bit_length())
+
+
+def _draw_among(sampler, draw, k, probabilities):
+    """KerasHub's `draw`, with the tokens beyond the `k` likeliest masked."""
+    sampler.k = min(_room(sampler.k), probabilities.shape[-1])
+    likeliest, token_ids = ops.top_k(probabilities, k=sampler.k)
+    likeliest = ops.where(ops.arange(sampler.k) < k, likeliest, 0.0)
+    column = draw(likeliest)[:, None]
+    return ops.take_along_axis(token_ids, column, axis=-1)[:, 0]
 
 
 def pad_stop_token_ids(stop_token_ids):

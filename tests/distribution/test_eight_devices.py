@@ -72,6 +72,43 @@ def test_generated_tokens_are_those_of_one_device(results):
     assert results["plain, batch 2, model 4: other tokens"] == 0
 
 
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory):
+    path = tmp_path_factory.mktemp("generation") / "results.json"
+    run("distribution/generation_on_eight_devices.py", path, devices=8)
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "batch 2, model 4: 8 rows",
+        "batch 2, model 4: 3 rows",  # which the mesh does not divide
+        "batch 8: 8 rows",
+    ],
+)
+def test_generation_is_that_of_one_device(generated, name):
+    """Ragged rows: tokens, scores, and the state that is returned."""
+    found = {
+        key.removeprefix(f"{name}: "): value
+        for key, value in generated.items()
+        if key.startswith(f"{name}: ")
+    }
+    whole = found.pop("whole on a device")
+    assert found.pop("greedy") == found.pop("goes on") == 0
+    assert found.keys() >= {"score", "state.length", "state.blocks.1.keys"}
+    assert max(found.values()) < TOLERANCES["float32"].values
+    if "8 rows" in name:
+        # Each device has the states of its own rows or channels.
+        assert whole == []
+
+
+def test_streamed_text_is_that_of_one_device(generated):
+    expected, found = generated["streams"]
+    assert len(expected) > 1
+    assert found == expected
+
+
 @pytest.mark.parametrize(
     "name, small",
     [

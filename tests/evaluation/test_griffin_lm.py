@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 import keras_griffin
-from keras_griffin.evaluation import griffin_lm
-from keras_griffin.models import griffin_causal_lm
+from keras_griffin.models import generation
 from support import peers
 from support.checks import assert_close
 from support.models import tiny_model
@@ -61,8 +60,8 @@ def model(theirs, folder):
 @pytest.fixture
 def ours(model, monkeypatch):
     # So that a test's texts are read in several pieces.
-    monkeypatch.setattr(griffin_causal_lm, "SCORE_CHUNK", 16)
-    monkeypatch.setattr(griffin_causal_lm, "PREFILL_CHUNK", 32)
+    monkeypatch.setattr(generation, "SCORE_CHUNK", 16)
+    monkeypatch.setattr(generation, "PREFILL_CHUNK", 32)
     return keras_griffin.evaluation.GriffinLM(model, batch_size=3)
 
 
@@ -145,15 +144,15 @@ def test_few_logits_at_once(ours, monkeypatch):
     expected = ours.model.score({"token_ids": ids})
     # The largest power of 2 that is below 3.
     size = ours.model.backbone.vocabulary_size
-    monkeypatch.setattr(griffin_causal_lm, "MAX_LOGITS", 3 * size * 3)
+    monkeypatch.setattr(generation, "MAX_LOGITS", 3 * size * 3)
     pieces = []
-    run = ours.model._run
+    run = ours.model._functions.run
     monkeypatch.setattr(
-        ours.model,
-        "_run",
-        lambda name, function, inputs, *args: (
+        ours.model._functions,
+        "run",
+        lambda function, inputs, *args: (
             pieces.append(inputs["token_ids"].shape[1])
-            or run(name, function, inputs, *args)
+            or run(function, inputs, *args)
         ),
     )
     assert_close(ours.model.score({"token_ids": ids}), expected)
@@ -216,7 +215,7 @@ def test_global_attention_has_room_for_the_continuations():
 
 
 def test_generated_text_ends_before_a_stop_string(ours, monkeypatch):
-    monkeypatch.setattr(griffin_lm, "DECODE_CHUNK", 4)
+    monkeypatch.setattr(generation, "DECODE_CHUNK", 4)
     contexts = ["to be, or", "the", LONG]
     expected = ours.model.generate(
         ours._padded([ours.tok_encode(context) for context in contexts], 3),

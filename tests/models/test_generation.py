@@ -10,7 +10,8 @@ import pytest
 from keras import ops
 
 import keras_griffin
-from keras_griffin.models import griffin_causal_lm
+from keras_griffin.models import generation
+from keras_griffin.models.prompts import stream_text
 from support.checks import assert_close
 from support.checks import to_numpy
 from support.models import PATTERNS
@@ -136,12 +137,41 @@ def test_settings_compile_nothing(monkeypatch):
     assert len(traces) == first
 
 
+@pytest.mark.skipif(
+    keras.config.backend() == "torch", reason="eager: nothing is compiled"
+)
+def test_another_k_compiles_nothing(monkeypatch):
+    model = tiny_model(vocabulary_size=128)
+    compiled = []
+    compile = type(model._functions).compile
+
+    def counted(self, function, *args, **options):
+        def traced(*inputs):
+            compiled.append(function)
+            return function(*inputs)
+
+        return compile(self, traced, *args, **options)
+
+    monkeypatch.setattr(type(model._functions), "compile", counted)
+
+    def traces(k):
+        before = len(compiled)
+        sampler = keras_hub.samplers.TopKSampler(k=k)
+        new_tokens(model, ragged((3,)), 2, sampler=sampler)
+        return len(compiled) - before
+
+    assert traces(5) == 2  # the prefill and the loop
+    assert [traces(k) for k in (1, 6, 64)] == [0, 0, 0]
+    # Up to twice as many share the next one.
+    assert [traces(k) for k in (65, 128, 5)] == [1, 0, 0]
+
+
 def test_long_prompts_are_read_in_pieces(monkeypatch):
     model = tiny_model(block_types=PATTERNS["mixed"])
     inputs = ragged((40, 3, 33))
     expected = new_tokens(model, inputs)
     whole = run(model, inputs["token_ids"], inputs["padding_mask"])
-    monkeypatch.setattr(griffin_causal_lm, "PREFILL_CHUNK", 16)
+    monkeypatch.setattr(generation, "PREFILL_CHUNK", 16)
     for actual, wanted in zip(new_tokens(model, inputs), expected, strict=True):
         np.testing.assert_array_equal(actual, wanted)
     state = model.init_state(3, max_length=64)
@@ -263,7 +293,7 @@ def test_unicode_survives_streaming(shakespeare):
     ids = np.array(tokenizer(text))
     for size in (1, 4):
         pieces = [(ids[i : i + size], i) for i in range(0, len(ids), size)]
-        streamed = griffin_causal_lm.stream_text(tokenizer, ids[:0], pieces)
+        streamed = stream_text(tokenizer, ids[:0], pieces)
         text = "".join(piece for piece, _ in streamed)
         assert text == tokenizer.detokenize(ids)
 
@@ -391,7 +421,7 @@ def test_a_stop_token_anywhere_ends_a_stream(shakespeare):
 
 
 def test_scores_are_log_probabilities(monkeypatch):
-    monkeypatch.setattr(griffin_causal_lm, "SCORE_CHUNK", 16)
+    monkeypatch.setattr(generation, "SCORE_CHUNK", 16)
     model = tiny_model()
     rows = [tokens(1, n, seed=n)[0] for n in (1, 9, 40)]
     ids, mask = scatter(rows, 45)
@@ -423,6 +453,10 @@ def test_calls_that_contradict_themselves(model, shakespeare):
         new_tokens(model, inputs, 0)
     with pytest.raises(ValueError, match="must be above 0"):
         new_tokens(model, inputs, temperature=0.0)
+    for k in (0, VOCABULARY + 1):
+        with pytest.raises(ValueError, match="a number of tokens"):
+            sampler = keras_hub.samplers.TopKSampler(k=k)
+            new_tokens(model, inputs, sampler=sampler)
     with pytest.raises(ValueError, match="one token after the other"):
         new_tokens(model, inputs, sampler="beam", state=model.init_state(1))
     with pytest.raises(ValueError, match="one row for each prompt"):

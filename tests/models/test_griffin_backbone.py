@@ -99,7 +99,7 @@ def call_with_state(backbone, ids, state, mask=None, segment_ids=None):
         def function(ids, state, optional):
             return backbone.call_with_state(ids, state, **optional)
 
-        backbone.compiled_call = model._compile_function(function)
+        backbone.compiled_call = model._functions.compile(function)
     optional = {"padding_mask": mask, "segment_ids": segment_ids}
     optional = {
         name: ops.convert_to_tensor(value)
