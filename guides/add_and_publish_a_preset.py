@@ -146,7 +146,7 @@ plt.axvline(
 )
 plt.gca().invert_yaxis()
 plt.xlabel("MB")
-plt.legend()
+plt.legend(loc="upper left", bbox_to_anchor=(1, 1))
 plt.tight_layout()
 plt.show()
 

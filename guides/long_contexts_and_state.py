@@ -83,26 +83,31 @@ transformer = keras_griffin.GriffinBackbone.from_config(
 lengths = [32, 64] if SMALL else [128, 512, 2048, 8192, 32768]
 many_ids = np.resize(ids, max(lengths))[None]
 
-milliseconds, griffin_bytes, transformer_bytes = [], [], []
-state, read = None, 0
+states, state, read = [], None, 0
 for length in lengths:
     _, state = model.prefill({"token_ids": many_ids[:, read:length]}, state)
+    states.append(state)
     read = length
-    timed, next_state = [], state
-    for _ in range(4 if SMALL else 40):
-        start = time.perf_counter()
-        logits, next_state = model.decode_step([5], next_state)
-        np.asarray(logits)  # waits for it
-        timed.append(time.perf_counter() - start)
-    milliseconds.append(1000 * min(timed))
-    griffin_bytes.append(size(state))
-    transformer_bytes.append(size(transformer.init_state(1, length)))
+griffin_bytes = [size(state) for state in states]
+transformer_bytes = [size(transformer.init_state(1, n)) for n in lengths]
+
+
+def step(state):
+    start = time.perf_counter()
+    logits, _ = model.decode_step([5], state)
+    np.asarray(logits)  # waits for it
+    return time.perf_counter() - start
+
+
+# In turn, and the least of all rounds: other programs run here, too.
+rounds = [[step(state) for state in states] for _ in range(4 if SMALL else 200)]
+milliseconds = 1000 * np.min(rounds, axis=0)
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3))
 left.semilogx(lengths, milliseconds, "o-", base=2)
 left.set(xlabel="tokens read", ylabel="time of a token [ms]")
-left.set_ylim(0, 2 * max(milliseconds))
+left.set_ylim(0, 2 * milliseconds.max())
 right.loglog(lengths, griffin_bytes, "o-", base=2, label="Griffin")
 right.loglog(lengths, transformer_bytes, "o-", base=2, label="Transformer")
 right.set(xlabel="tokens read", ylabel="state [bytes]")
@@ -225,7 +230,7 @@ def answers_only(x, sample_weight):
     return sample_weight * (x["token_ids"] == QUESTION)
 
 
-EPOCHS = 1 if SMALL else 20
+EPOCHS = 1 if SMALL else 12
 curves = {}
 
 x, y, sample_weight = packer(documents)  # pieces know nothing of each other
@@ -306,10 +311,12 @@ plt.tight_layout()
 plt.show()
 
 # %% [markdown]
-# Most channels look back some tokens, and some a hundred and more, in each block. What makes a channel forget at once is the gate $r_t$: one line per channel, over the tokens of the text.
+# In each block half of the channels remember some thirty tokens, one in six more than the window of attention holds, and a few a thousand.
+#
+# The gate $r_t$ changes that from token to token: at 1 a channel forgets as fast as it can, at 0 it keeps its state as it is. Here are the channels of one block whose gate moves most, over the first tokens of the text.
 
 # %%
-name = next(iter(intermediates))
+name = list(intermediates)[-1]
 gate = np.asarray(intermediates[name]["recurrence_gate"])[0][1:49]
 order = np.argsort(gate.std(axis=0))[::-1][:40]
 pieces = [tokenizer.detokenize([int(i)]) for i in ids[1:49]]

@@ -103,11 +103,10 @@ def draw(axis, weight):
             (columns.stop or width) - corner[1],
         )
         parts.setdefault((corner, size), []).append(device.id)
-    for i, ((corner, size), devices) in enumerate(sorted(parts.items())):
+    for (corner, size), devices in parts.items():
+        color = f"C{devices[0] % 10}"
         axis.add_patch(
-            plt.Rectangle(
-                corner[::-1], size[1], size[0], fc=f"C{i % 10}", ec="w", lw=2
-            )
+            plt.Rectangle(corner[::-1], *size[::-1], fc=color, ec="w", lw=2)
         )
         axis.text(
             corner[1] + size[1] / 2,
@@ -180,7 +179,7 @@ print(
 # %% [markdown]
 # ## Before you rent
 #
-# `keras-griffin plan` compiles the training step for a TPU slice that you do not have, by the TPU's own compiler (`pip install libtpu`, Linux), and prints what a chip needs. Large models take it minutes: tables are [here](https://github.com/_owner_/keras_griffin/blob/main/benchmarks/results/plan.md).
+# `keras-griffin plan` compiles the training step for a TPU slice that you do not have, by the TPU's own compiler (`pip install libtpu`, Linux), and prints what a chip needs. A model as small as this one needs next to nothing; large ones take the compiler minutes, and stand in a [table](https://github.com/_owner_/keras_griffin/blob/main/benchmarks/results/plan.md).
 
 # %%
 model.save_to_preset("planned")

@@ -76,13 +76,11 @@ with strategy.scope():
         model = keras_griffin.GriffinCausalLM(
             keras_griffin.GriffinBackbone(
                 vocabulary_size=1024,
-                num_layers=2,
+                num_layers=1,
                 hidden_dim=64,
                 intermediate_dim=128,
                 num_query_heads=4,
                 num_gate_blocks=4,
-                block_types=("recurrent", "local_attention"),
-                attention_window_size=32,
             ),
             keras_griffin.GriffinCausalLMPreprocessor.from_preset(
                 "griffin_shakespeare_en"
