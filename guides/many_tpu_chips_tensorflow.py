@@ -16,7 +16,7 @@
 #
 # For those whose programs stand on TensorFlow: the model is made in the scope of a strategy, and `fit` runs on all of its devices, compiled by XLA. Each device has a copy of the model and a part of each batch. To divide the model itself, and for TPUs in general, take [JAX](many_tpu_chips_jax.ipynb).
 #
-# **Runtime:** several GPUs, or a TPU VM with TensorFlow. **Run on:** 2 CPU cores as 2 devices, TensorFlow; never on a TPU or GPU, never on Colab. **Takes:** MEASURED
+# **Runtime:** several GPUs, or a TPU VM with TensorFlow. **Run on:** 2 CPU cores as 2 devices, TensorFlow; never on a TPU or GPU, never on Colab. **Takes:** 70 s of CPU time and 2.3 GiB of memory.
 
 # %%
 # !pip show -q keras-griffin 2>/dev/null || pip install -q "keras-griffin @ git+https://github.com/_owner_/keras_griffin@v0.1.0" "keras==3.15.1" "keras-nlp==0.32.0" "tensorflow==2.21.0" "matplotlib==3.11.2"

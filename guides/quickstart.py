@@ -13,7 +13,7 @@
 #
 # A Griffin is a language model whose memory does not grow with the text. This guide loads the small one that comes with the package, so that no download of weights and no account is needed, and does the three things that one does with a language model: it continues a text, it tells the text as it is made, and it says how likely a text is.
 #
-# **Runtime:** made for any, CPU is enough. **Run on:** 2 CPU cores, JAX; never on Colab. **Takes:** MEASURED
+# **Runtime:** made for any, CPU is enough. **Run on:** 2 CPU cores, JAX; never on Colab. **Takes:** 28 s of CPU time and 1.4 GiB of memory.
 
 # %%
 # !pip show -q keras-griffin 2>/dev/null || pip install -q "keras-griffin @ git+https://github.com/_owner_/keras_griffin@v0.1.0" "keras==3.15.1" "keras-nlp==0.32.0" "jax==0.10.2" "matplotlib==3.11.2"

