@@ -3,7 +3,6 @@
 import ast
 import importlib
 import importlib.util
-import json
 import re
 import types
 from pathlib import Path
@@ -245,4 +244,3 @@ def test_guide_runs_without_network(script, tmp_path):
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(cell.execution_count for cell in code)
     assert any(cell.outputs for cell in code)
-    json.dumps(notebook)
