@@ -367,9 +367,7 @@ class GriffinCausalLM(CausalLM):
     # and arrays are not shuffled then. Token ids need none of it.
 
     def fit(self, x=None, y=None, **kwargs):
-        # A PyDataset holds batches already; KerasHub would not take it.
-        is_batches = isinstance(x, keras.utils.PyDataset)
-        if self.preprocessor is not None and not is_batches:
+        if self._goes_through_pipeline(x):
             x = self.preprocessor.for_pipeline(x)
             validation = kwargs.get("validation_data")
             if turns.are_conversations(validation):
@@ -380,18 +378,24 @@ class GriffinCausalLM(CausalLM):
         return keras.Model.fit(self, x, y, **kwargs)
 
     def evaluate(self, x=None, y=None, **kwargs):
-        if self.preprocessor is not None:
+        if self._goes_through_pipeline(x):
             x = self.preprocessor.for_pipeline(x)
             return super().evaluate(x, y, **kwargs)
         self._check_arrays(x)
         return keras.Model.evaluate(self, x, y, **kwargs)
 
     def predict(self, x=None, **kwargs):
-        if self.preprocessor is not None:
+        if self._goes_through_pipeline(x):
             x = self.preprocessor.for_pipeline(x)
             return super().predict(x, **kwargs)
         self._check_arrays(x)
         return keras.Model.predict(self, x, **kwargs)
+
+    def _goes_through_pipeline(self, x):
+        # A PyDataset holds batches already; KerasHub would not take it.
+        return self.preprocessor is not None and not isinstance(
+            x, keras.utils.PyDataset
+        )
 
     def _check_arrays(self, x):
         if isinstance(x, dict):
@@ -458,12 +462,13 @@ class GriffinCausalLM(CausalLM):
         )
         self.jit_compile = False
 
-    # Keras 3.15 stumbles twice over tf.distribute.MultiWorkerMirroredStrategy:
-    # it averages inputs as if they were one tensor, and scalar logs over axis
-    # 0. On the other backends the methods below are Keras' own.
+    # Keras 3.15 stumbles over tf.distribute: it adds up the inputs of all
+    # replicas, which masks cannot be, nor several inputs of workers; and it
+    # averages scalar logs of workers over axis 0. On the other backends the
+    # methods below are Keras' own.
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        if iterator is not None and self._has_workers():
+        if iterator is not None and self._has_replicas():
             batches = next(next(iter(iterator))[-1])
             local = self.distribute_strategy.experimental_local_results
             data_batch = keras.tree.map_structure(
@@ -471,6 +476,11 @@ class GriffinCausalLM(CausalLM):
             )
             iterator = None
         super()._maybe_symbolic_build(iterator, data_batch)
+
+    def _has_replicas(self):
+        if keras.config.backend() != "tensorflow":
+            return False
+        return self.distribute_strategy.num_replicas_in_sync > 1
 
     def _for_all_workers(self, logs):
         if not self._has_workers():

@@ -6,6 +6,9 @@ import keras
 import numpy as np
 import pytest
 
+from keras_griffin.models.griffin_causal_lm_preprocessor import (
+    GriffinCausalLMPreprocessor,
+)
 from keras_griffin.training import ResumableData
 from keras_griffin.training import resumable_fit
 from support.checks import to_numpy
@@ -135,3 +138,21 @@ def test_arrays_without_labels_and_in_order():
     data.start(7, index=2)
     assert len(data) == 1
     assert data[0][0].tolist() == [4]
+
+
+def test_fit_and_evaluate_take_it_beside_a_preprocessor():
+    model = make_model(0)
+    data, other = make_data(), make_data(steps=2)
+    alone = model.evaluate(other, verbose=0)
+    # The batches are tokens already: no preprocessor is asked.
+    model.preprocessor = GriffinCausalLMPreprocessor.from_preset(
+        "griffin_shakespeare_en"
+    )
+    assert model.evaluate(make_data(steps=2), verbose=0) == alone
+    predicted = model.predict(other, verbose=0)
+    assert predicted.shape == (4, 7, model.backbone.vocabulary_size)
+    history = model.fit(
+        data, validation_data=other, epochs=2, shuffle=False, verbose=0
+    ).history
+    assert len(history["val_loss"]) == 2
+    assert history["val_loss"][0] != history["val_loss"][1]
