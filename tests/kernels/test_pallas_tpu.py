@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from keras_griffin.kernels.linear_scan import linear_scan
+from keras_griffin.kernels.rg_lru import pallas_tpu
 from keras_griffin.kernels.rg_lru import rg_lru
 from support.cases import RGLRUCase
 from support.cases import ScanCase
@@ -44,6 +45,28 @@ RG_LRU_CASES = [
     RGLRUCase("two chunks", batch=2, time=256, width=256, gate_blocks=2),
     RGLRUCase("blocks across vregs", batch=1, width=384, gate_blocks=2, time=9),
     RGLRUCase("complex", is_complex=True, has_padding=True),
+    RGLRUCase(
+        "complex masks and chunks",
+        batch=3,
+        time=150,
+        is_complex=True,
+        has_reset=True,
+        has_padding=True,
+    ),
+    RGLRUCase(
+        "complex blocks across vregs",
+        batch=1,
+        time=9,
+        width=300,
+        gate_blocks=3,
+        is_complex=True,
+    ),
+    RGLRUCase("complex bfloat16", time=64, is_complex=True, dtype="bfloat16"),
+    RGLRUCase(
+        "complex normaliser at its bound",
+        is_complex=True,
+        recurrence_param=(-30.0, -12.0),
+    ),
     RGLRUCase("normaliser at its bound", recurrence_param=(-30.0, -12.0)),
     RGLRUCase("bfloat16", dtype="bfloat16", time=64, has_reset=True),
 ]
@@ -71,6 +94,22 @@ def test_linear_scan(case, interpreter):
 @needs_jax
 @pytest.mark.parametrize("case", RG_LRU_CASES, ids=str)
 def test_rg_lru(case, interpreter):
+    assert_rg_lru_case(case, compiled=True, implementation="pallas_tpu")
+    assert not races_found()
+
+
+@needs_jax
+@pytest.mark.parametrize(
+    "case",
+    [
+        RGLRUCase("real", 1, 256, width=192, gate_blocks=2, has_reset=True),
+        RGLRUCase("complex", 1, 256, is_complex=True, has_reset=True),
+    ],
+    ids=str,
+)
+def test_rg_lru_with_a_loop_over_chunks(case, interpreter, monkeypatch):
+    """As for wide groups, which are slow to interpret."""
+    monkeypatch.setattr(pallas_tpu, "CODE_SIZE", 1)
     assert_rg_lru_case(case, compiled=True, implementation="pallas_tpu")
     assert not races_found()
 
