@@ -34,7 +34,6 @@ from keras_griffin.kernels.pallas_compat import pl
 from keras_griffin.kernels.pallas_compat import result
 from keras_griffin.kernels.rg_lru.ops_rg_lru import DECAY_SCALE
 from keras_griffin.kernels.rg_lru.ops_rg_lru import MAX_SQRT_DERIVATIVE
-from keras_griffin.kernels.rg_lru.ops_rg_lru import Inputs
 
 # The code of a grid step is that of about so many chunks of 128 channels. More
 # hides more of the first product, and compiles longer. Wider ones go through
