@@ -140,21 +140,37 @@ def test_padding_may_hold_nan(interpreter):
 
 @needs_jax
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("blocks", [2, 3])
-def test_lowers_for_tpu(dtype, blocks):
+@pytest.mark.parametrize(
+    "blocks, is_complex, is_loop",
+    [
+        (2, False, False),
+        (3, False, False),
+        (3, True, False),
+        (2, False, True),
+        (4, True, True),
+    ],
+)
+def test_lowers_for_tpu(dtype, blocks, is_complex, is_loop, monkeypatch):
     """Mosaic takes the kernels; libtpu is not needed."""
     import jax
+
+    # As for wide groups, whose programs are long.
+    if is_loop:
+        monkeypatch.setattr(pallas_tpu, "CODE_SIZE", 1)
+    parts = 2 if is_complex else 1
+    time = 256 if is_loop else 200
 
     def spec(*shape, dtype=dtype):
         return jax.ShapeDtypeStruct(shape, dtype)
 
     width = 96 * blocks
-    kernel = spec(blocks, 96, 96, dtype="float32")
-    bias = spec(blocks, 96, dtype="float32")
+    kernel = spec(blocks, 96, 96 // parts, dtype="float32")
+    bias = spec(blocks, 96 // parts, dtype="float32")
+    # The last is the phase, if there is one.
     arguments = (
-        spec(2, 200, width),
+        spec(2, time, width),
         *(kernel, bias) * 2,
-        spec(width, dtype="float32"),
+        *[spec(width // parts, dtype="float32")] * parts,
     )
 
     def loss(*arguments):
@@ -162,7 +178,7 @@ def test_lowers_for_tpu(dtype, blocks):
         y, _ = linear_scan(y, y, last, implementation="pallas_tpu")
         return (y.sum() + last.sum()).astype("float32")
 
-    gradient = jax.grad(loss, argnums=tuple(range(6)))
+    gradient = jax.grad(loss, argnums=tuple(range(len(arguments))))
     exported = jax.export.export(jax.jit(gradient), platforms=["tpu"])
     program = exported(*arguments).mlir_module()
     # Two operations, forward and backward.
@@ -187,15 +203,20 @@ def test_compiles_with_libtpu():
     assert compiled == [
         "v4 bfloat16: 2 kernels",
         "v4 float32: 2 kernels",
+        "v4 complex: 2 kernels",
         "v5e bfloat16: 2 kernels",
         "v5e float32: 2 kernels",
+        "v5e complex: 2 kernels",
         # Four chips: kernels in a shard_map; none where no mesh is known.
         "v5e batchxmodel: 2 kernels",
         "v5e batchxsequence: 2 kernels",
         "v5e no mesh: 0 kernels",
         "v5p bfloat16: 2 kernels",
+        "v5p complex: 2 kernels",
         "v6e bfloat16: 2 kernels",
+        "v6e complex: 2 kernels",
         "tpu7x bfloat16: 2 kernels",
+        "tpu7x complex: 2 kernels",
     ]
 
 
@@ -207,5 +228,17 @@ def test_too_wide_groups_are_refused():
             np.ones((1, 3, 131), "float32"),
             *(kernel.astype("float32"), bias.astype("float32")) * 2,
             np.ones(131, "float32"),
+            implementation="pallas_tpu",
+        )
+
+
+@needs_jax
+def test_too_wide_complex_units_are_refused():
+    kernel, bias = np.ones((683, 6, 3)), np.ones((683, 3))
+    with pytest.raises(NotImplementedError, match="at most 2048.*: 2049"):
+        rg_lru(
+            np.ones((1, 3, 4098), "float32"),
+            *(kernel.astype("float32"), bias.astype("float32")) * 2,
+            *[np.ones(2049, "float32")] * 2,
             implementation="pallas_tpu",
         )
