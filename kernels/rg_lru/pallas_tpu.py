@@ -1,13 +1,16 @@
 """`rg_lru` as one Pallas TPU kernel, and its gradient as another.
 
 Both go over `(channels, batch, time)`, channels outermost, so that the gates'
-matrices are fetched once. A grid step takes a block of time through the gates'
-matrix products, the element-wise equations and the scan, chunk by chunk; the
-products of the next chunk are issued before the vector work of this one.
+matrices are fetched once; complex numbers over `(halves of the batch, batch,
+time)`, as a gate reads other channels than it acts on. A grid step takes a block of time through the gates'
+matrix products, the element-wise equations and the scan, chunk by chunk. Where
+there are few channels, the products of the next chunk are issued before the
+vector work of this one.
 
 Factors are folded into the small arrays outside: a sigmoid is
 `(1 + tanh(z / 2)) / 2`, so the gates' matrices are halved, and
-`a = 2^(rate (1 + tanh))` with `rate = -4 softplus(Lambda) / log(2)`.
+`|a| = 2^(rate (1 + tanh))` with `rate = -4 softplus(Lambda) / log(2)`. Phases
+are counted in turns.
 """
 
 import functools
