@@ -2,10 +2,10 @@
 
 Both go over `(channels, batch, time)`, channels outermost, so that the gates'
 matrices are fetched once; complex numbers over `(halves of the batch, batch,
-time)`, as a gate reads other channels than it acts on. A grid step takes a block of time through the gates'
-matrix products, the element-wise equations and the scan, chunk by chunk. Where
-there are few channels, the products of the next chunk are issued before the
-vector work of this one.
+time)`, as a gate reads other channels than it acts on. A grid step takes a
+block of time through the gates' matrix products, the element-wise equations and
+the scan, chunk by chunk. Where there are few channels, the products of the next
+chunk are issued before the vector work of this one.
 
 Factors are folded into the small arrays outside: a sigmoid is
 `(1 + tanh(z / 2)) / 2`, so the gates' matrices are halved, and
