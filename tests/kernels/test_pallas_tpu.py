@@ -47,7 +47,7 @@ RG_LRU_CASES = [
     RGLRUCase("complex", is_complex=True, has_padding=True),
     RGLRUCase(
         "complex masks and chunks",
-        batch=3,
+        batch=1,
         time=150,
         is_complex=True,
         has_reset=True,
