@@ -110,8 +110,11 @@ def linear_scan(x, a, initial_state=None, reverse=False, implementation="auto"):
 
 
 def zero_state(x):
-    """Zeros `(batch, width)`, placed and sharded like `x`."""
-    return ops.sum(x[:, :0], axis=1)
+    """Zeros `(batch, width)`, placed and sharded like `x`.
+
+    Constants: else PyTorch adds a whole `x` of zeros to its gradient.
+    """
+    return ops.sum(ops.stop_gradient(x)[:, :0], axis=1)
 
 
 def shapes_agree(shape, expected):

@@ -41,8 +41,7 @@ def rg_lru_over_mesh(name, inputs):
     """`(y, final_state)`; divided over the mesh, if there is one."""
     batch, time, _ = inputs.x.shape
     if time <= 1:  # one update of the state: nothing for a kernel
-        return get_rg_lru("ops", False)(inputs)
-    is_complex = inputs.phase_param is not None
+        return get_rg_lru("ops")(inputs)
     try:
         mesh = find_mesh()
     except NotImplementedError as error:
@@ -50,11 +49,14 @@ def rg_lru_over_mesh(name, inputs):
             raise
         if name == "auto":
             log_once(f"Plain operations instead of a kernel: {error}")
-        return get_rg_lru("ops", is_complex)(inputs)
+        return get_rg_lru("ops")(inputs)
     if mesh is None:
-        return get_rg_lru(name, is_complex)(inputs)
+        return get_rg_lru(name)(inputs)
     blocks = inputs.recurrence_gate_kernel.shape[0]
-    if not is_complex and mesh.divides("model", blocks):
+    is_complex = inputs.phase_param is not None
+    if is_complex and mesh.divides("model", 1) and mesh.divides("sequence", 1):
+        split = mesh.split(batch=batch)
+    elif not is_complex and mesh.divides("model", blocks):
         split = mesh.split(batch=batch, sequence=time, model=blocks)
     elif mesh.explicit:
         log_once(
@@ -70,7 +72,7 @@ def rg_lru_over_mesh(name, inputs):
     def run(*arrays):
         inputs = Inputs(*arrays)
         if "sequence" not in split:
-            return get_rg_lru(name, is_complex)(inputs)
+            return get_rg_lru(name)(inputs)
         unit = _over_sequence(name, split["sequence"])
         y, (last,) = unit(
             inputs._replace(initial_state=None), (inputs.initial_state,)
@@ -81,9 +83,9 @@ def rg_lru_over_mesh(name, inputs):
 
 
 @functools.cache
-def get_rg_lru(name, is_complex):
+def get_rg_lru(name):
     """The unit on one device; see `ops_rg_lru.make_rg_lru`."""
-    return make_rg_lru(*_passes(name, is_complex))
+    return make_rg_lru(*_passes(name))
 
 
 @functools.cache
@@ -99,14 +101,13 @@ def _with_scan(scan):
 
 
 @functools.cache
-def _passes(name, is_complex):
+def _passes(name):
     """`(forward, backward)` on one device."""
-    if is_complex or name in ("ops", "pallas_gpu"):
-        # Complex numbers: a gate reads other channels than it acts on.
+    if name in ("ops", "pallas_gpu"):
         return tuple(map(jax.jit, _with_scan(get_scan(name))))
     if name == "pallas_tpu":
         return _pallas_tpu_forward, _pallas_tpu_backward
-    gpu, plain = _passes("pallas_gpu", False), _passes("ops", False)
+    gpu, plain = _passes("pallas_gpu"), _passes("ops")
 
     @jax.jit
     def forward(inputs):
@@ -136,7 +137,7 @@ def _pallas_tpu_backward(*args):
 
 
 def _over_sequence(name, axis):
-    forward, backward = _passes(name, False)
+    forward, backward = _passes(name)
 
     def run(inputs, state):
         y, last = forward(inputs._replace(initial_state=state[0]))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from keras_griffin.kernels.linear_scan import linear_scan
+from keras_griffin.kernels.rg_lru import pallas_tpu
 from keras_griffin.kernels.rg_lru import rg_lru
 from support.cases import RGLRUCase
 from support.cases import ScanCase
@@ -44,6 +45,28 @@ RG_LRU_CASES = [
     RGLRUCase("two chunks", batch=2, time=256, width=256, gate_blocks=2),
     RGLRUCase("blocks across vregs", batch=1, width=384, gate_blocks=2, time=9),
     RGLRUCase("complex", is_complex=True, has_padding=True),
+    RGLRUCase(
+        "complex masks and chunks",
+        batch=1,
+        time=150,
+        is_complex=True,
+        has_reset=True,
+        has_padding=True,
+    ),
+    RGLRUCase(
+        "complex blocks across vregs",
+        batch=1,
+        time=9,
+        width=300,
+        gate_blocks=3,
+        is_complex=True,
+    ),
+    RGLRUCase("complex bfloat16", time=64, is_complex=True, dtype="bfloat16"),
+    RGLRUCase(
+        "complex normaliser at its bound",
+        is_complex=True,
+        recurrence_param=(-30.0, -12.0),
+    ),
     RGLRUCase("normaliser at its bound", recurrence_param=(-30.0, -12.0)),
     RGLRUCase("bfloat16", dtype="bfloat16", time=64, has_reset=True),
 ]
@@ -75,6 +98,22 @@ def test_rg_lru(case, interpreter):
     assert not races_found()
 
 
+@needs_jax
+@pytest.mark.parametrize(
+    "case",
+    [
+        RGLRUCase("real", 1, 256, width=192, gate_blocks=2, has_reset=True),
+        RGLRUCase("complex", 1, 256, is_complex=True, has_reset=True),
+    ],
+    ids=str,
+)
+def test_rg_lru_with_a_loop_over_chunks(case, interpreter, monkeypatch):
+    """As for wide groups, which are slow to interpret."""
+    monkeypatch.setattr(pallas_tpu, "CODE_SIZE", 1)
+    assert_rg_lru_case(case, compiled=True, implementation="pallas_tpu")
+    assert not races_found()
+
+
 def races_found():
     from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 
@@ -101,21 +140,37 @@ def test_padding_may_hold_nan(interpreter):
 
 @needs_jax
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("blocks", [2, 3])
-def test_lowers_for_tpu(dtype, blocks):
+@pytest.mark.parametrize(
+    "blocks, is_complex, is_loop",
+    [
+        (2, False, False),
+        (3, False, False),
+        (3, True, False),
+        (2, False, True),
+        (4, True, True),
+    ],
+)
+def test_lowers_for_tpu(dtype, blocks, is_complex, is_loop, monkeypatch):
     """Mosaic takes the kernels; libtpu is not needed."""
     import jax
+
+    # As for wide groups, whose programs are long.
+    if is_loop:
+        monkeypatch.setattr(pallas_tpu, "CODE_SIZE", 1)
+    parts = 2 if is_complex else 1
+    time = 256 if is_loop else 200
 
     def spec(*shape, dtype=dtype):
         return jax.ShapeDtypeStruct(shape, dtype)
 
     width = 96 * blocks
-    kernel = spec(blocks, 96, 96, dtype="float32")
-    bias = spec(blocks, 96, dtype="float32")
+    kernel = spec(blocks, 96, 96 // parts, dtype="float32")
+    bias = spec(blocks, 96 // parts, dtype="float32")
+    # The last is the phase, if there is one.
     arguments = (
-        spec(2, 200, width),
+        spec(2, time, width),
         *(kernel, bias) * 2,
-        spec(width, dtype="float32"),
+        *[spec(width // parts, dtype="float32")] * parts,
     )
 
     def loss(*arguments):
@@ -123,7 +178,7 @@ def test_lowers_for_tpu(dtype, blocks):
         y, _ = linear_scan(y, y, last, implementation="pallas_tpu")
         return (y.sum() + last.sum()).astype("float32")
 
-    gradient = jax.grad(loss, argnums=tuple(range(6)))
+    gradient = jax.grad(loss, argnums=tuple(range(len(arguments))))
     exported = jax.export.export(jax.jit(gradient), platforms=["tpu"])
     program = exported(*arguments).mlir_module()
     # Two operations, forward and backward.
@@ -148,15 +203,20 @@ def test_compiles_with_libtpu():
     assert compiled == [
         "v4 bfloat16: 2 kernels",
         "v4 float32: 2 kernels",
+        "v4 complex: 2 kernels",
         "v5e bfloat16: 2 kernels",
         "v5e float32: 2 kernels",
+        "v5e complex: 2 kernels",
         # Four chips: kernels in a shard_map; none where no mesh is known.
         "v5e batchxmodel: 2 kernels",
         "v5e batchxsequence: 2 kernels",
         "v5e no mesh: 0 kernels",
         "v5p bfloat16: 2 kernels",
+        "v5p complex: 2 kernels",
         "v6e bfloat16: 2 kernels",
+        "v6e complex: 2 kernels",
         "tpu7x bfloat16: 2 kernels",
+        "tpu7x complex: 2 kernels",
     ]
 
 
@@ -168,5 +228,17 @@ def test_too_wide_groups_are_refused():
             np.ones((1, 3, 131), "float32"),
             *(kernel.astype("float32"), bias.astype("float32")) * 2,
             np.ones(131, "float32"),
+            implementation="pallas_tpu",
+        )
+
+
+@needs_jax
+def test_too_wide_complex_units_are_refused():
+    kernel, bias = np.ones((683, 6, 3)), np.ones((683, 3))
+    with pytest.raises(NotImplementedError, match="at most 2048.*: 2049"):
+        rg_lru(
+            np.ones((1, 3, 4098), "float32"),
+            *(kernel.astype("float32"), bias.astype("float32")) * 2,
+            *[np.ones(2049, "float32")] * 2,
             implementation="pallas_tpu",
         )

@@ -44,7 +44,7 @@ def loss(*arguments):
     return (y.astype("float32") ** 2).sum() + last.sum()
 
 
-def lowered(shape, mesh, names, dtype):
+def lowered(shape, mesh, names, dtype, parts=1):
     """The gradient of `rg_lru`, lowered for arrays sharded over `names`."""
     batch, time, width, blocks = shape
 
@@ -57,16 +57,16 @@ def lowered(shape, mesh, names, dtype):
         )
 
     size = width // blocks
-    kernel = spec((blocks, size, size), "model")
-    bias = spec((blocks, size), "model")
+    kernel = spec((blocks, size, size // parts), "model")
+    bias = spec((blocks, size // parts), "model")
     x = spec(
         (batch, time, width),
         *("batch", "sequence", "model"),
         dtype=jax.numpy.dtype(dtype),
     )
-    gradient = jax.grad(loss, argnums=tuple(range(6)))
+    gradient = jax.grad(loss, argnums=tuple(range(5 + parts)))
     program = jax.jit(gradient).lower(
-        x, *(kernel, bias) * 2, spec((width,), "model")
+        x, *(kernel, bias) * 2, *[spec((width // parts,), "model")] * parts
     )
     return program, program.as_text().count("tpu_custom_call")
 
@@ -85,6 +85,9 @@ def main():
             program, count = lowered(SHAPE, mesh, (), dtype)
             program.compile()
             print(f"{target} {dtype}: {count} kernels", flush=True)
+        program, count = lowered(SHAPE, mesh, (), "bfloat16", parts=2)
+        program.compile()
+        print(f"{target} complex: {count} kernels", flush=True)
         if target != "v5e":
             continue
         for names in MESHES:

@@ -78,6 +78,7 @@ def check_meshes():
             print(name, case, flush=True)
     with data_parallel():
         check(RGLRUCase("rows", batch=8, gate_blocks=4), "auto")
+        check(RGLRUCase("complex rows", batch=8, is_complex=True), "auto")
     with context(AxisType.Auto):
         check(CASES[0], "ops")
 
@@ -86,6 +87,11 @@ def check_kernels():
     """Interpreted, four devices: time in two parts, channels in two."""
     mesh = jax.make_mesh((2, 2), NAMES[1:], axis_types=(AxisType.Auto,) * 2)
     case = RGLRUCase("kernel", batch=1, time=6, width=8, gate_blocks=2)
+    with jax.set_mesh(mesh), pltpu.force_tpu_interpret_mode():
+        check(case, "pallas_tpu")
+    # Complex numbers, rows alone: the whole unit is a kernel on each device.
+    mesh = jax.make_mesh((2,), NAMES[:1], axis_types=(AxisType.Auto,))
+    case = RGLRUCase("rows", time=6, width=8, gate_blocks=2, is_complex=True)
     with jax.set_mesh(mesh), pltpu.force_tpu_interpret_mode():
         check(case, "pallas_tpu")
     print("kernels", flush=True)
