@@ -107,19 +107,16 @@ def _passes(name):
         return tuple(map(jax.jit, _with_scan(get_scan(name))))
     if name == "pallas_tpu":
         return _pallas_tpu_forward, _pallas_tpu_backward
-    gpu, plain = _passes("pallas_gpu"), _passes("ops")
+    # On other platforms, and for what the kernel refuses, the scan chooses.
+    ops = _with_scan(get_scan("auto"))
 
     @jax.jit
     def forward(inputs):
-        return by_platform(
-            {"tpu": _pallas_tpu_forward, "cuda": gpu[0]}, plain[0], inputs
-        )
+        return by_platform({"tpu": _pallas_tpu_forward}, ops[0], inputs)
 
     @jax.jit
     def backward(*args):
-        return by_platform(
-            {"tpu": _pallas_tpu_backward, "cuda": gpu[1]}, plain[1], *args
-        )
+        return by_platform({"tpu": _pallas_tpu_backward}, ops[1], *args)
 
     return forward, backward
 

@@ -227,6 +227,19 @@ def test_auto_falls_back_and_says_why_once(platform, monkeypatch, caplog):
 
 
 @needs_jax
+def test_where_the_unit_is_refused_the_scan_is_a_kernel():
+    kernel = np.ones((1, 131, 131), "float32")  # see MAX_GROUP
+    bias = np.ones((1, 131), "float32")
+
+    def unit(x):
+        return rg_lru(x, kernel, bias, kernel, bias, np.ones(131, "float32"))[0]
+
+    x = np.ones((1, 3, 131), "float32")
+    assert kernels_in(unit, x) == 1
+    assert kernels_in(unit, x, platform="cpu") == 0
+
+
+@needs_jax
 @pytest.mark.parametrize("operation", [linear_scan, rg_lru])
 def test_a_name_never_falls_back(operation):
     x = np.ones((1, 3, 4), "float16")
