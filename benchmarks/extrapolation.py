@@ -129,6 +129,12 @@ def findings(results, a):
                 here + NOTABLE - four,
                 0.0,
             )
+            add(
+                f"{name}'s loss goes on falling beyond it, to some length "
+                "(6.1)",
+                f"{four - here:+.3f} nats from {a.length} to {4 * a.length}",
+                here - four,
+            )
     for name in ("MQA", "MQA, no RoPE"):
         if name in by_name:
             r = by_name[name]
@@ -228,9 +234,15 @@ def plot(results, a, path):
             label=r["run"],
         )
     axes.axvline(a.length, color="gray", linestyle=":")
-    axes.text(a.length, 2.95, " training length", va="top", color="gray")
+    axes.text(
+        a.length,
+        0.98,
+        " training length",
+        va="top",
+        color="gray",
+        transform=axes.get_xaxis_transform(),
+    )
     axes.set_xscale("log", base=2)
-    axes.set_ylim(1.3, 3.0)
     axes.set_xlabel("position [characters]")
     axes.set_ylabel("loss [nats a character]")
     axes.legend()
