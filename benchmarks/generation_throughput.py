@@ -42,8 +42,8 @@ def model_of(block_types):
     return model
 
 
-def state_after(model, batch, length):
-    state = model.init_state(batch, max_length=length + 2 * NEW)
+def state_after(model, batch, length, max_length):
+    state = model.init_state(batch, max_length)
     read = ops.full((batch,), length, dtype="int32")
     return {**state, "position": read, "length": read}
 
@@ -79,7 +79,7 @@ def measure():
             rate = weights / (1e-3 * generation.weights(None))
         for length in LENGTHS:
             for batch in BATCHES:
-                state = state_after(model, batch, length)
+                state = state_after(model, batch, length, length + 2 * NEW)
                 cache = nbytes(keras.tree.flatten(state["blocks"]))
                 row = {
                     "model": name,

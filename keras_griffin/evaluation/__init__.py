@@ -1,5 +1,9 @@
 """Measures of a model: synthetic tasks, loss by position, lm-eval."""
 
+from keras_griffin.evaluation.loss_by_position import (
+    loss_by_position as loss_by_position,
+)
+
 
 def __getattr__(name):
     # Its base class is lm-eval's, which few installations have.

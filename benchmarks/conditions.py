@@ -1,0 +1,22 @@
+"""A line for the head of a table: the command, when and where it ran."""
+
+import datetime
+import os
+import platform
+import shlex
+import sys
+from pathlib import Path
+
+import keras
+
+
+def conditions():
+    script = f"benchmarks/{Path(sys.argv[0]).name}"
+    # What is resumed is what the whole command would have given.
+    options = [x for x in sys.argv[1:] if x != "--resume"]
+    return (
+        f"`KERAS_BACKEND={keras.config.backend()} "
+        f"{shlex.join(['python', script, *options])}`, "
+        f"{datetime.date.today().isoformat()}, Keras {keras.__version__}, "
+        f"{os.cpu_count()} CPU cores ({platform.machine()})."
+    )
