@@ -15,6 +15,7 @@ from keras_griffin.version import __version__ as __version__  # noqa: E402
 if not started_as_command():
     with quiet_tensorflow():
         from keras_griffin import distribution as distribution
+        from keras_griffin import evaluation as evaluation
         from keras_griffin import layers as layers
         from keras_griffin import training as training
         from keras_griffin.models.griffin_adam_w import (

@@ -9,6 +9,7 @@ import pytest
 
 import keras_griffin
 from keras_griffin import distribution
+from keras_griffin import evaluation
 from keras_griffin import layers
 from keras_griffin import training
 from keras_griffin.kernels.linear_scan import linear_scan
@@ -70,12 +71,18 @@ def test_names_of_the_other_parts():
         "check_layout_map",
         "layout_map",
     ]
+    assert public_names(evaluation) == [
+        "InductionHeads",
+        "Phonebook",
+        "SelectiveCopying",
+        "exact_match",
+    ]
     assert public_names(training) == [
         "ResumableData",
         "StopOnNaN",
         "resumable_fit",
     ]
-    for module in (distribution, training):
+    for module in (distribution, evaluation, training):
         assert getattr(keras_griffin, module.__name__.split(".")[1]) is module
         for name in public_names(module):
             assert "Example:" in getattr(module, name).__doc__
