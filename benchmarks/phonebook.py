@@ -30,6 +30,7 @@ EXAMPLES = 2
 TRAIN_ENTRIES = (4, 8, 16, 32)
 ENTRIES = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
 STEPS = 1500
+BATCH_SIZE = 16
 ROWS = 128
 
 
@@ -56,9 +57,7 @@ def run(name, arguments):
     common.keras.utils.set_random_seed(arguments.seed)
     longest = book(max(arguments.train_entries))
     window = int(common.WINDOW * longest.prompt_length)
-    model = common.make_model(
-        longest.vocabulary_size, window, common.MODELS[name]
-    )
+    model = common.make_model(longest.vocabulary_size, window, name, arguments)
     parameters = model.count_params()
     print(f"{name}: {parameters:,} parameters, window {window}", flush=True)
     used = time.process_time()
@@ -175,6 +174,7 @@ def plot(results, path):
 def main():
     arguments = common.parse_arguments(
         __doc__.splitlines()[0],
+        BATCH_SIZE,
         STEPS,
         ROWS,
         train_entries=(int, TRAIN_ENTRIES),
