@@ -81,7 +81,10 @@ NEWTON_SCHULZ_STEPS = 3  # as in against_nanogpt.py
 
 # Rows of a length that are answered, and lengths in lengths of training.
 ROWS = 64
-FACTORS = (0.25, 0.5, 1, 2, 4, 16, 64)
+FACTORS = {
+    "selective copying": (0.25, 0.5, 1, 2, 4, 16),
+    "induction heads": (0.25, 0.5, 1, 2, 4, 16, 64),
+}
 # Longer rows would take global attention hours.
 LONGEST_OF_ATTENTION = 4096
 TOKENS_AT_ONCE = 65536
@@ -240,7 +243,7 @@ def run(task_name, name, arguments):
     used = time.process_time() - used
     keep_weights(model, arguments.weights, f"{task_name}-{name}")
     by_length = {}
-    for factor in FACTORS:
+    for factor in FACTORS[task_name]:
         length = int(factor * longest)
         if name.startswith("MQA") and length > LONGEST_OF_ATTENTION:
             continue
@@ -331,7 +334,7 @@ def table(results):
         chosen = [r for r in results if r["task"] == task]
         if not chosen:
             continue
-        lengths = [str(int(f * LENGTHS[task][-1])) for f in FACTORS]
+        lengths = [str(int(f * LENGTHS[task][-1])) for f in FACTORS[task]]
         lines += [
             "",
             f"{task.capitalize()}, per cent of {chosen[0]['rows']} rows by "

@@ -52,8 +52,7 @@ class Phonebook:
 
     Source:
         arXiv:2402.19427, section 6.2; the task is that of Jelassi et al.,
-        arXiv:2402.01032, section 4.2. The exact prompt of the paper is not
-        published.
+        arXiv:2402.01032. The Griffin paper does not give its prompts.
     """
 
     characters = END_OF_LINE + NUMBER_SIGN + DIGITS + LETTERS
