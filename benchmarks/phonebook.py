@@ -130,7 +130,7 @@ def table(results):
             + " | ".join(cells)
             + " |"
         )
-    return "\n".join([*lines, "", ""])
+    return "\n".join([*lines, ""])
 
 
 def plot(results, path):

@@ -77,8 +77,10 @@ COOL_DOWN = (0.5, 0.25, 0.1, 0.03)
 WEIGHT_DECAY = 0.01
 NEWTON_SCHULZ_STEPS = 3  # as in against_nanogpt.py
 
-# Rows of a length that are answered, and lengths in lengths of training.
+# Rows of a length that are answered, fewer where they would have more tokens
+# than this in all; and lengths, in lengths of training.
 ROWS = 64
+TOKENS_OF_A_LENGTH = 2**18
 FACTORS = {
     "selective copying": (0.25, 0.5, 1, 2, 4, 16),
     "induction heads": (0.25, 0.5, 1, 2, 4, 16, 64),
@@ -203,6 +205,10 @@ def train(model, task_of_size, sizes, batch_size, max_steps, seed):
     steps = EVERY * len(curve)
     fit(size, len(COOL_DOWN), math.inf, COOL_DOWN)
     return curve, solved, steps
+
+
+def rows_of(length, rows):
+    return max(1, min(rows, TOKENS_OF_A_LENGTH // length))
 
 
 def accuracy(model, task, rows):
@@ -331,20 +337,22 @@ def table(results):
         chosen = [r for r in results if r["task"] == task]
         if not chosen:
             continue
-        lengths = [str(int(f * LENGTHS[task][-1])) for f in FACTORS[task]]
+        lengths = [int(f * LENGTHS[task][-1]) for f in FACTORS[task]]
+        most = chosen[0]["rows"]
+        rows = [rows_of(n, most) for n in lengths]
         lines += [
             "",
-            f"{task.capitalize()}, per cent of {chosen[0]['rows']} rows by "
-            f"greedy decoding; {LENGTHS[task][-1]:,} is the paper's length of "
-            "training.",
+            f"{task.capitalize()}, per cent of {most} rows (the longest: "
+            f"{rows[-1]}) by greedy decoding; {LENGTHS[task][-1]:,} tokens is",
+            "the paper's length of training.",
             "",
-            "| model | " + " | ".join(f"{int(n):,}" for n in lengths) + " |",
+            "| model | " + " | ".join(f"{n:,}" for n in lengths) + " |",
             "| --- |" + " --- |" * len(lengths),
         ]
         for r in chosen:
-            cells = [percent(r["by_length"].get(n)) for n in lengths]
+            cells = [percent(r["by_length"].get(str(n))) for n in lengths]
             lines.append(f"| {r['name']} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", ""])
+    return "\n".join([*lines, ""])
 
 
 def plot(results, path):
