@@ -106,7 +106,8 @@ def table(results):
         "**Not the paper's setting:** there models of 6 and 7 billion "
         "parameters, pre-trained on text, are asked without",
         "fine-tuning; here small models learn this task alone, from scratch, "
-        f"in {first['steps']:,} steps of {first['batch_size']} rows:",
+        f"in steps of {first['batch_size']} rows, until "
+        f"{100 * common.SOLVED:.0f} % of the digits are right:",
         f"books of {sizes} entries of {line} characters "
         f"(`KX:407`), {TRAIN_EXAMPLES} worked examples, loss of all numbers "
         "asked for.",
@@ -117,14 +118,14 @@ def table(results):
         f"{first['longest_prompt']} tokens; Griffin's window is "
         f"{first['window']} tokens, {first['window'] // line} lines.",
         "",
-        "| model | parameters | CPU time [min] | digits right at the end of "
-        "training [%] | " + " | ".join(entries) + " |",
-        "| --- | --- | --- | --- |" + " --- |" * len(entries),
+        "| model | parameters | steps | CPU time [min] | digits right at the "
+        "end of training [%] | " + " | ".join(entries) + " |",
+        "| --- | --- | --- | --- | --- |" + " --- |" * len(entries),
     ]
     for r in results:
         cells = [common.percent(r["by_entries"].get(n)) for n in entries]
         lines.append(
-            f"| {r['name']} | {r['parameters']:,} | "
+            f"| {r['name']} | {r['parameters']:,} | {r['steps']:,} | "
             f"{r['cpu_seconds'] / 60:.1f} | "
             f"{common.percent(r['curve'][-1]['accuracy'])} | "
             + " | ".join(cells)
