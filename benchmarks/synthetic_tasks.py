@@ -18,6 +18,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -275,7 +276,8 @@ def in_order(results):
     return sorted(results, key=lambda r: names.index((r["task"], r["name"])))
 
 
-def conditions(script, arguments=""):
+def conditions(script):
+    arguments = "".join(f" {shlex.quote(part)}" for part in sys.argv[1:])
     return (
         f"`KERAS_BACKEND={keras.config.backend()} python benchmarks/{script}"
         f"{arguments}`, {datetime.date.today().isoformat()}, Keras "
