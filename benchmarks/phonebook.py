@@ -158,6 +158,9 @@ def plot(results, path):
     by_step.set_ylabel("accuracy, digits")
     by_entries.set_title("evaluation")
     by_entries.set_xscale("log", base=2)
+    entries = [int(n) for n in results[0]["by_entries"]]
+    by_entries.set_xticks(entries, entries)
+    by_entries.minorticks_off()
     by_entries.set_xlabel("entries of the book")
     by_entries.set_ylabel("accuracy, whole numbers")
     line = NAME_LENGTH + NUMBER_LENGTH + 2

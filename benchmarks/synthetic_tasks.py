@@ -78,10 +78,8 @@ COOL_DOWN = (0.5, 0.25, 0.1, 0.03)
 WEIGHT_DECAY = 0.01
 NEWTON_SCHULZ_STEPS = 3  # as in against_nanogpt.py
 
-# Rows of a length that are answered, fewer where they would have more tokens
-# than this in all; and lengths, in lengths of training.
+# Rows of a length that are answered, and lengths in lengths of training.
 ROWS = 64
-TOKENS_OF_A_LENGTH = 2**18
 FACTORS = {
     "selective copying": (0.25, 0.5, 1, 2, 4, 16),
     "induction heads": (0.25, 0.5, 1, 2, 4, 16, 64),
@@ -207,10 +205,6 @@ def train(model, task_of_size, sizes, batch_size, max_steps, seed):
     steps = EVERY * len(curve)
     fit(size, len(COOL_DOWN), math.inf, COOL_DOWN)
     return curve, solved, steps
-
-
-def rows_of(length, rows):
-    return max(1, min(rows, TOKENS_OF_A_LENGTH // length))
 
 
 def accuracy(model, task, rows):
@@ -345,13 +339,11 @@ def table(results):
         if not chosen:
             continue
         lengths = [int(f * LENGTHS[task][-1]) for f in FACTORS[task]]
-        most = chosen[0]["rows"]
-        rows = [rows_of(n, most) for n in lengths]
         lines += [
             "",
-            f"{task.capitalize()}, per cent of {most} rows (the longest: "
-            f"{rows[-1]}) by greedy decoding; {LENGTHS[task][-1]:,} tokens is",
-            "the paper's length of training.",
+            f"{task.capitalize()}, per cent of {chosen[0]['rows']} rows by "
+            f"greedy decoding; {LENGTHS[task][-1]:,} tokens is the paper's",
+            "length of training.",
             "",
             "| model | " + " | ".join(f"{n:,}" for n in lengths) + " |",
             "| --- |" + " --- |" * len(lengths),
@@ -440,6 +432,8 @@ def plot(results, path):
         by_step.set_ylabel("accuracy, tokens of the answer")
         by_length.set_title(f"{task}: evaluation")
         by_length.set_xscale("log", base=2)
+        lengths = [int(f * LENGTHS[task][-1]) for f in FACTORS[task]]
+        by_length.set_xticks(lengths, [f"{n:,}" for n in lengths])
         by_length.set_xlabel("length of the row [tokens]")
         by_length.set_ylabel("accuracy, whole answers")
         by_length.axvline(
@@ -447,7 +441,7 @@ def plot(results, path):
         )
         for axes in (by_step, by_length):
             axes.set_ylim(-0.03, 1.03)
-        by_step.legend()
+            axes.legend()
     figure.savefig(path)
 
 
