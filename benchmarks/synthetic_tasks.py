@@ -224,7 +224,7 @@ def run(task_name, name, arguments):
     keras.utils.set_random_seed(arguments.seed)
     task_class = TASKS[task_name]
     lengths = arguments.lengths or LENGTHS[task_name]
-    longest = LENGTHS[task_name][-1]
+    longest = lengths[-1]
     batch_size = arguments.batch_size or BATCH_SIZE[task_name]
     model = make_model(
         task_class().vocabulary_size, int(WINDOW * longest), name, arguments
@@ -338,12 +338,13 @@ def table(results):
         chosen = [r for r in results if r["task"] == task]
         if not chosen:
             continue
-        lengths = [int(f * LENGTHS[task][-1]) for f in FACTORS[task]]
+        lengths = evaluated(chosen)
         lines += [
             "",
             f"{task.capitalize()}, per cent of {chosen[0]['rows']} rows by "
-            f"greedy decoding; {LENGTHS[task][-1]:,} tokens is the paper's",
-            "length of training.",
+            f"greedy decoding. The last rows of training: "
+            f"{chosen[0]['lengths'][-1]:,} tokens; the paper's: "
+            f"{LENGTHS[task][-1]:,}.",
             "",
             "| model | " + " | ".join(f"{n:,}" for n in lengths) + " |",
             "| --- |" + " --- |" * len(lengths),
@@ -353,6 +354,11 @@ def table(results):
             lines.append(f"| {r['name']} | " + " | ".join(cells) + " |")
     lines += ["", *against_the_paper(results)]
     return "\n".join([*lines, ""])
+
+
+def evaluated(results):
+    """All lengths, the shortest first."""
+    return sorted({int(n) for r in results for n in r["by_length"]})
 
 
 def against_the_paper(results):
@@ -366,9 +372,7 @@ def against_the_paper(results):
         "the models with each other, not with figure 6a.",
         "- RoPE turns half of each head, as in the reference code.",
     ]
-    found = {
-        (r["task"], r["name"]): r for r in results if len(r["by_length"]) > 1
-    }
+    found = {(r["task"], r["name"]): r for r in results}
     for task, name, says in (
         ("selective copying", "Hawk", "all models solve it, Hawk last"),
         ("induction heads", "Hawk", "Hawk stays perfect on far longer rows"),
@@ -388,11 +392,11 @@ def against_the_paper(results):
         beyond = ", ".join(
             f"{percent(right)} % at {int(n):,}"
             for n, right in r["by_length"].items()
-            if int(n) > LENGTHS[task][-1]
+            if int(n) > r["lengths"][-1]
         )
         lines.append(
             f"- {task}, the paper: {says}. Here {name}: {was} {steps}; beyond "
-            f"{LENGTHS[task][-1]:,} tokens {beyond}."
+            f"{r['lengths'][-1]:,} tokens {beyond}."
         )
     return lines
 
@@ -432,12 +436,16 @@ def plot(results, path):
         by_step.set_ylabel("accuracy, tokens of the answer")
         by_length.set_title(f"{task}: evaluation")
         by_length.set_xscale("log", base=2)
-        lengths = [int(f * LENGTHS[task][-1]) for f in FACTORS[task]]
+        chosen = [r for r in results if r["task"] == task]
+        lengths = evaluated(chosen)
         by_length.set_xticks(lengths, [f"{n:,}" for n in lengths])
         by_length.set_xlabel("length of the row [tokens]")
         by_length.set_ylabel("accuracy, whole answers")
         by_length.axvline(
-            LENGTHS[task][-1], color="grey", linestyle=":", label="training"
+            chosen[0]["lengths"][-1],
+            color="grey",
+            linestyle=":",
+            label="training",
         )
         for axes in (by_step, by_length):
             axes.set_ylim(-0.03, 1.03)
