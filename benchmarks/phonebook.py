@@ -47,10 +47,9 @@ class Books:
         self.books = [book(n, TRAIN_EXAMPLES) for n in train_entries]
 
     def sample(self, batch_size, seed):
-        *_, epoch, index = seed
-        return self.books[(index + epoch) % len(self.books)].sample(
-            batch_size, seed
-        )
+        _, step = seed
+        book = self.books[step % len(self.books)]
+        return book.sample(batch_size, seed)
 
 
 def run(name, arguments):

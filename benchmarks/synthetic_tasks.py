@@ -14,6 +14,7 @@ that are there.
 
 import argparse
 import datetime
+import itertools
 import json
 import math
 import os
@@ -33,7 +34,6 @@ import keras_griffin  # noqa: E402
 from keras_griffin.evaluation import InductionHeads  # noqa: E402
 from keras_griffin.evaluation import SelectiveCopying  # noqa: E402
 from keras_griffin.evaluation import exact_match  # noqa: E402
-from keras_griffin.training import ResumableData  # noqa: E402
 from keras_griffin.training import StopOnNaN  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
@@ -166,19 +166,15 @@ class Curve(keras.callbacks.Callback):
 def train(model, task_of_size, sizes, batch_size, max_steps, seed):
     """Trains on one size after the other. Returns the curve and its result."""
     curve, solved = [], []
+    steps = itertools.count()  # no batch comes twice
 
     def fit(size, epochs, enough, factors):
-        task, start = task_of_size(size), len(curve)
+        task = task_of_size(size)
         progress = Curve(curve, size, enough)
         model.fit(
-            ResumableData(
-                lambda epoch, index: task.sample(
-                    batch_size, (seed, start + epoch, index)
-                ),
-                EVERY,
-            ),
+            (task.sample(batch_size, (seed, step)) for step in steps),
+            steps_per_epoch=EVERY,
             epochs=epochs,
-            shuffle=False,
             callbacks=[
                 progress,
                 StopOnNaN(),
@@ -202,9 +198,9 @@ def train(model, task_of_size, sizes, batch_size, max_steps, seed):
             solved.append(size)
         else:
             break
-    steps = EVERY * len(curve)
+    steps_taken = EVERY * len(curve)
     fit(size, len(COOL_DOWN), math.inf, COOL_DOWN)
-    return curve, solved, steps
+    return curve, solved, steps_taken
 
 
 def accuracy(model, task, rows):
