@@ -174,6 +174,7 @@ def train(model, task_of_size, sizes, batch_size, max_steps, seed):
         model.fit(
             (task.sample(batch_size, (seed, step)) for step in steps),
             steps_per_epoch=EVERY,
+            shuffle=False,
             epochs=epochs,
             callbacks=[
                 progress,
