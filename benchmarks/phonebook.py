@@ -108,8 +108,8 @@ def table(results):
         f"in steps of {first['batch_size']} rows, until "
         f"{100 * common.SOLVED:.0f} % of the digits are right:",
         f"books of {sizes} entries of {line} characters "
-        f"(`KX:407`), {TRAIN_EXAMPLES} worked examples, loss of all numbers "
-        "asked for.",
+        f"(`KX:407`), up to {TRAIN_EXAMPLES} worked examples, loss of all "
+        "numbers asked for.",
         "",
         f"Answers without an error, per cent of {first['rows']} rows, by "
         f"entries of the book, after {EXAMPLES} worked examples. Training",
