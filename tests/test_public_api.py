@@ -71,12 +71,18 @@ def test_names_of_the_other_parts():
         "check_layout_map",
         "layout_map",
     ]
+    assert public_names(evaluation) == [
+        "InductionHeads",
+        "Phonebook",
+        "SelectiveCopying",
+        "exact_match",
+        "loss_by_position",
+    ]
     assert public_names(training) == [
         "ResumableData",
         "StopOnNaN",
         "resumable_fit",
     ]
-    assert public_names(evaluation) == ["loss_by_position"]
     for module in (distribution, evaluation, training):
         assert getattr(keras_griffin, module.__name__.split(".")[1]) is module
         for name in public_names(module):
