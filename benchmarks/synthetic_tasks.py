@@ -64,7 +64,7 @@ WINDOW = 0.5
 
 # Rows of a step.
 BATCH_SIZE = {"selective copying": 8, "induction heads": 16}
-MAX_STEPS = 4000
+MAX_STEPS = 8000
 # Steps over which accuracy is reported; all of their rows are new.
 EVERY = 25
 # Part of the answers' tokens, over so many steps, at which a length is solved.
@@ -84,6 +84,7 @@ FACTORS = {
     "selective copying": (0.25, 0.5, 1, 2, 4, 16),
     "induction heads": (0.25, 0.5, 1, 2, 4, 16, 64),
 }
+SHORTEST = 32  # has room for 16 data tokens and their copy
 # Longer rows would take global attention hours.
 LONGEST_OF_ATTENTION = 4096
 # Global attention holds 2,048 of them by all of the row, 4 heads, in float32.
@@ -242,6 +243,8 @@ def run(task_name, name, arguments):
     by_length = {}
     for factor in FACTORS[task_name]:
         length = int(factor * longest)
+        if length < SHORTEST:
+            continue
         if name.startswith("MQA") and length > LONGEST_OF_ATTENTION:
             continue
         by_length[length] = accuracy(model, task_class(length), arguments.rows)
