@@ -11,6 +11,10 @@ class ResumableData(keras.utils.PyDataset):
     the middle of an epoch: their order depends on draws that are over. Here
     each batch is a function of the epoch and of its index, as in Grain.
 
+    Each time that Keras begins to read it is another epoch, in `evaluate` too
+    and where `fit` looks at a first batch to build a model. `resumable_fit`
+    alone counts epochs as `fit` does.
+
     Args:
         batch: callable `(epoch, index)`, both from 0, to `(x, y)` or
             `(x, y, sample_weight)`; the same for the same arguments. See
@@ -101,6 +105,12 @@ class ResumableData(keras.utils.PyDataset):
             index: int. Batches of that epoch to leave out. Defaults to `0`.
         """
         self._epoch, self._skipped, self._last = epoch, index, -1
+        self._has_begun = False
+
+    def on_epoch_begin(self):
+        if self._has_begun:
+            self.start(self._epoch + 1)
+        self._has_begun = True
 
     def __len__(self):
         return self.steps_per_epoch - self._skipped

@@ -146,12 +146,12 @@ class _Backup(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch = epoch
         if not self._is_restoring:
-            self._data.start(epoch)
             self._index = 0
         elif self._index:  # metrics were reset just before
             self._read_variables("of_metrics", self._trained.metrics_variables)
         else:
             self._end_restoring()
+        self._data.start(epoch, self._index)
         self._skipped = self._index
         self._is_due = False
 

@@ -108,6 +108,33 @@ def test_epochs_differ_and_repeat():
     assert (orders[0] != orders[2]).any()
 
 
+def test_each_pass_is_another_epoch():
+    """Though Keras never says which, and reads ahead on some backends."""
+    asked = set()
+    data = make_data(steps=3)
+    batch = data._batch
+
+    def noted(epoch, index):
+        asked.add((epoch, index))
+        return batch(epoch, index)
+
+    def whole_epochs():
+        return [
+            epoch
+            for epoch in range(20)
+            if {(epoch, index) for index in range(3)} <= asked
+        ]
+
+    data._batch = noted
+    model = make_model(0)
+    model.fit(data, epochs=3, shuffle=False, verbose=0)
+    assert len(whole_epochs()) >= 3
+    data.start(10)
+    model.evaluate(data, verbose=0)
+    model.evaluate(data, verbose=0)
+    assert {10, 11} <= set(whole_epochs())
+
+
 def test_backups_of_something_else_are_refused(tmp_path):
     with pytest.raises(Interruption):
         fit(make_model(1), tmp_path, interrupt_after=2)
