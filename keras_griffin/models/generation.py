@@ -547,11 +547,18 @@ def check_sampler(sampler, vocabulary_size):
             "BeamSampler with return_all_beams=True. Set it to False."
         )
     k = getattr(sampler, "k", None)
-    if k is not None and not 1 <= k <= vocabulary_size:
+    if k is not None and k < 1:
         raise ValueError(
-            "A sampler's `k` must be a number of tokens of the vocabulary. "
-            f"Received: {type(sampler).__name__} with k={k}, a vocabulary of "
-            f"{vocabulary_size}. For all tokens take 'random'."
+            "A sampler's `k` must be at least 1. Received: "
+            f"{type(sampler).__name__} with k={k}. For all tokens take "
+            "'random'."
+        )
+    # Above it the others take all tokens.
+    if isinstance(sampler, ContrastiveSampler) and k > vocabulary_size:
+        raise ValueError(
+            "A ContrastiveSampler's `k` must be at most the size of the "
+            f"vocabulary. Received: k={k}, a vocabulary of {vocabulary_size}. "
+            "Take fewer."
         )
 
 

@@ -23,7 +23,7 @@ def with_k_as_data(sampler):
     return samplers.with_settings(sampler, samplers.settings_of(sampler))
 
 
-@pytest.mark.parametrize("k", [1, 5, ROOM, ROOM + 1, VOCABULARY])
+@pytest.mark.parametrize("k", [1, 5, ROOM, ROOM + 1, VOCABULARY, 1000])
 def test_the_k_likeliest_are_drawn_from(k, monkeypatch):
     seen = []
     monkeypatch.setattr(
