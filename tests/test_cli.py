@@ -146,7 +146,8 @@ def fake(monkeypatch):
 
     model = FakeModel()
 
-    def from_preset(preset):
+    def from_preset(preset, dtype):
+        assert dtype is None
         model.preset = preset
         return model
 
@@ -230,7 +231,7 @@ def test_what_the_model_refuses_is_one_line(fake, capsys):
 def test_what_cannot_be_loaded_is_one_line(monkeypatch, capsys, error):
     from keras_griffin.models.griffin_causal_lm import GriffinCausalLM
 
-    def from_preset(preset):
+    def from_preset(preset, dtype):
         raise error("Access is gated.")
 
     monkeypatch.setattr(GriffinCausalLM, "from_preset", from_preset)
