@@ -12,8 +12,12 @@ import keras
 
 def conditions():
     script = f"benchmarks/{Path(sys.argv[0]).name}"
-    # What is resumed is what the whole command would have given.
+    # What is resumed is what the whole command would have given, and where the
+    # table was written first is no matter of its reader.
     options = [x for x in sys.argv[1:] if x != "--resume"]
+    if "--output" in options:
+        at = options.index("--output")
+        del options[at : at + 2]
     return (
         f"`KERAS_BACKEND={keras.config.backend()} "
         f"{shlex.join(['python', script, *options])}`, "

@@ -18,6 +18,7 @@ from pathlib import Path
 
 # It also makes the checkout importable, and so comes first.
 import synthetic_tasks as common
+from conditions import conditions
 
 NAME_LENGTH = 2
 NUMBER_LENGTH = 3
@@ -100,7 +101,7 @@ def table(results):
     lines = [
         "# Phonebook lookup",
         "",
-        common.conditions(Path(__file__).name),
+        conditions(),
         "",
         "**Not the paper's setting:** there models of 6 and 7 billion "
         "parameters, pre-trained on text, are asked without",

@@ -13,13 +13,10 @@ that are there.
 """
 
 import argparse
-import datetime
 import itertools
 import json
 import math
 import os
-import platform
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -29,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # So that it runs from a checkout.
 
 import keras  # noqa: E402
+from conditions import conditions  # noqa: E402
 
 import keras_griffin  # noqa: E402
 from keras_griffin.evaluation import InductionHeads  # noqa: E402
@@ -270,16 +268,6 @@ def in_order(results):
     return sorted(results, key=lambda r: names.index((r["task"], r["name"])))
 
 
-def conditions(script):
-    arguments = "".join(f" {shlex.quote(part)}" for part in sys.argv[1:])
-    return (
-        f"`KERAS_BACKEND={keras.config.backend()} python benchmarks/{script}"
-        f"{arguments}`, {datetime.date.today().isoformat()}, Keras "
-        f"{keras.__version__}, {os.cpu_count()} CPU cores "
-        f"({platform.machine()})."
-    )
-
-
 def minutes(seconds):
     return "not kept" if seconds is None else f"{seconds / 60:.1f}"
 
@@ -292,7 +280,7 @@ def table(results):
     lines = [
         "# Selective copying and induction heads",
         "",
-        conditions(Path(__file__).name),
+        conditions(),
         "",
         "Figure 6 of the Griffin paper: 16 ids, 5 blocks of width 64. All "
         "rows of all steps are new.",
