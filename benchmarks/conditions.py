@@ -10,6 +10,16 @@ from pathlib import Path
 import keras
 
 
+def device():
+    """What this process computes on."""
+    if keras.config.backend() == "jax":
+        import jax
+
+        if jax.default_backend() != "cpu":
+            return jax.devices()[0].device_kind
+    return f"{os.cpu_count()} CPU cores ({platform.machine()})"
+
+
 def conditions():
     script = f"benchmarks/{Path(sys.argv[0]).name}"
     # What is resumed is what the whole command would have given, and where the
@@ -22,5 +32,5 @@ def conditions():
         f"`KERAS_BACKEND={keras.config.backend()} "
         f"{shlex.join(['python', script, *options])}`, "
         f"{datetime.date.today().isoformat()}, Keras {keras.__version__}, "
-        f"{os.cpu_count()} CPU cores ({platform.machine()})."
+        f"{device()}."
     )

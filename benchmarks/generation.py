@@ -96,14 +96,14 @@ def ours(token_ids, dtype="float32"):
     return median_ms(generate, NEW)
 
 
-def deepmind(token_ids):
+def deepmind(token_ids, dtype="float32"):
     import jax
 
     from support.peers import DeepMindGriffin
 
-    peer = DeepMindGriffin(SETTINGS)
+    peer = DeepMindGriffin(SETTINGS, dtype=dtype)
     apply = jax.jit(peer.model.apply)
-    params = {"params": peer.params}
+    params = jax.tree.map(lambda x: x.astype(dtype), {"params": peer.params})
     time = token_ids.shape[1]
     positions = np.tile(np.arange(time, dtype="int32"), (BATCH, 1))
     logits, cache = apply(params, token_ids, positions, None)
@@ -120,8 +120,14 @@ def deepmind(token_ids):
     return median_ms(generate, NEW)
 
 
+def torch_device():
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def huggingface_model():
-    """Hugging Face's model of the same `SETTINGS`."""
+    """Hugging Face's model of the same `SETTINGS`, in float32."""
     from transformers import RecurrentGemmaConfig
     from transformers import RecurrentGemmaForCausalLM
 
@@ -136,14 +142,14 @@ def huggingface_model():
         lru_width=SETTINGS["recurrent_dim"],
         attention_window_size=SETTINGS["attention_window_size"],
     )
-    return RecurrentGemmaForCausalLM(config)
+    return RecurrentGemmaForCausalLM(config).to(torch_device())
 
 
-def huggingface(token_ids):
+def huggingface(token_ids, dtype="float32"):
     import torch
 
-    model = huggingface_model().eval()
-    ids = torch.from_numpy(token_ids.astype("int64"))
+    model = huggingface_model().eval().to(getattr(torch, dtype))
+    ids = torch.from_numpy(token_ids.astype("int64")).to(torch_device())
 
     def seconds(count):
         start = time.perf_counter()
@@ -154,7 +160,7 @@ def huggingface(token_ids):
                 max_new_tokens=count,
                 min_new_tokens=count,
                 do_sample=False,
-            )
+            ).cpu()
         return time.perf_counter() - start
 
     seconds(2)

@@ -6,8 +6,9 @@ Figures 4 and 1b of arXiv:2402.19427: seconds until N tokens of every row are
 there, and tokens a second from an empty prompt with the best of several batch
 sizes. Griffin, Hawk and the MQA Transformer of the same backbone, 6 layers of
 width 512, float32, random weights, greedy. The prompt's state is zeros, as no
-time depends on its values, and reading it is not part of the time. For a larger
-machine: `--latency-batch 16 --batches 16 64 256 1024`.
+time depends on its values, and reading it is not part of the time. For an
+accelerator: `--size 1b --batches 16 64 256` takes the presets of that size, in
+bfloat16.
 """
 
 import argparse
@@ -19,9 +20,23 @@ import generation_throughput
 import numpy as np
 from conditions import conditions
 
+import keras_griffin
+
 HERE = Path(__file__).resolve().parent
 MODELS = {**generation_throughput.MODELS, "Hawk": ("recurrent",)}
 WARM_UP = 64  # tokens: two calls of the device
+
+
+def model_of(name, size):
+    if size is None:
+        return generation_throughput.model_of(MODELS[name])
+    model = keras_griffin.GriffinCausalLM(
+        keras_griffin.GriffinBackbone.from_preset(
+            f"{name.lower()}_{size}", load_weights=False, dtype="bfloat16"
+        )
+    )
+    model.compile(sampler="greedy")
+    return model
 
 
 def latencies(model, batch, prompt, lengths):
@@ -54,8 +69,8 @@ def latencies(model, batch, prompt, lengths):
 
 def measure(a):
     rows = []
-    for name, block_types in MODELS.items():
-        model = generation_throughput.model_of(block_types)
+    for name in MODELS:
+        model = model_of(name, a.size)
         for prompt in a.prompts:
             batches = {a.latency_batch}
             if prompt == 0:
@@ -75,6 +90,17 @@ def measure(a):
                 print(row, flush=True)
                 rows.append(row)
     return rows
+
+
+def model_in_words(size):
+    if size is None:
+        settings = generation_throughput.generation.SETTINGS
+        return (
+            f"{settings['num_layers']} layers of width "
+            f"{settings['hidden_dim']}, window "
+            f"{settings['attention_window_size']}, float32"
+        )
+    return f"presets griffin_{size}, hawk_{size}, mqa_{size}, bfloat16"
 
 
 def latency_rows(rows, a, prompt):
@@ -106,7 +132,8 @@ def table(rows, a):
         "",
         "Seconds until so many tokens of every row are there, after a prompt "
         "that is not part of the time; the best of",
-        f"{a.runs} runs; batch {a.latency_batch}; float32.",
+        f"{'1 run' if a.runs == 1 else f'{a.runs} runs'}; batch "
+        f"{a.latency_batch}; {model_in_words(a.size)}.",
         "",
         "| prompt | tokens | " + " | ".join(MODELS) + " | MQA / Griffin |",
         "|---" * (3 + len(MODELS)) + "|",
@@ -143,17 +170,12 @@ def table(rows, a):
             )
     lines += [
         "",
-        "![Time to decode](generation_latency.svg)",
-        "",
         "The paper (1B parameters, TPU-v4): Hawk and Griffin decode faster "
         "than MQA where much is read or written, Hawk",
         "and Griffin much alike (figure 4), and reach several times its "
         "throughput (figure 1b). Here the cache of global",
         "attention has its final size from the first token on, so that the "
-        "MQA Transformer pays for it early too; the",
-        "window is "
-        f"{generation_throughput.generation.SETTINGS['attention_window_size']}"
-        " tokens.",
+        "MQA Transformer pays for it early too.",
         "",
     ]
     return "\n".join(lines)
@@ -197,13 +219,15 @@ def main():
     parser.add_argument("--latency-batch", type=int, default=16)
     parser.add_argument("--batches", type=int, nargs="+", default=[4, 16, 64])
     parser.add_argument("--runs", type=int, default=1)
+    parser.add_argument("--size", help="of the presets, as in griffin_1b")
     parser.add_argument("--output", type=Path, default=HERE / "results")
     a = parser.parse_args()
     rows = measure(a)
     text = table(rows, a)
     print(text)
     a.output.mkdir(parents=True, exist_ok=True)
-    path = a.output / "generation_latency.md"
+    stem = "generation_latency" + (f"_{a.size}" if a.size else "")
+    path = a.output / f"{stem}.md"
     path.write_text(text)
     path.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
     try:

@@ -4,12 +4,12 @@
 
 Figure 6 of the Griffin paper with its configuration: 16 ids, rows of 1,024 and
 256 tokens, 5 blocks of width 64, one local attention in Griffin's block 3 with
-a window of half a row. Each batch is new. Training starts with short rows and
-goes on to longer ones when a length is solved (`--lengths 1024` leaves that
-out); the last ones are the paper's. Then rows up to 64 times as long are
-answered by greedy decoding. Writes a table, its numbers and a plot to
-`benchmarks/results/`; models and tasks that are not asked for keep the numbers
-that are there.
+a window of half a row. Each batch is new. Training starts with short rows, and
+few tokens to copy, and goes on to longer ones when a stage is solved
+(`--lengths 1024` leaves that out); the last stage is the paper's. Then rows up
+to 64 times as long are answered by greedy decoding. Writes a table, its numbers
+and a plot to `benchmarks/results/`; models and tasks that are not asked for
+keep the numbers that are there.
 """
 
 import argparse
@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT))  # So that it runs from a checkout.
 
 import keras  # noqa: E402
 from conditions import conditions  # noqa: E402
+from conditions import device  # noqa: E402
 
 import keras_griffin  # noqa: E402
 from keras_griffin.evaluation import InductionHeads  # noqa: E402
@@ -52,27 +53,47 @@ TASKS = {
     "selective copying": SelectiveCopying,
     "induction heads": InductionHeads,
 }
-# Of the rows, in training: the last one is the paper's.
-LENGTHS = {
-    "selective copying": (64, 128, 256, 512, 1024),
-    "induction heads": (32, 64, 128, 256),
+# Stages of training: arguments of the task, which are tokens of a row and, of
+# them, to be copied; and Griffin's window. The last one is the paper's. With a
+# window over all of a row Griffin would copy without its recurrence, and have
+# to begin anew when the rows outgrow it.
+STAGES = {
+    "selective copying": (
+        ((64, 2), 32),
+        ((64, 4), 32),
+        ((64, 8), 32),
+        ((64, 16), 32),
+        ((128, 16), 64),
+        ((256, 16), 128),
+        ((512, 16), 256),
+        ((1024, 16), 512),
+    ),
+    "induction heads": (
+        ((32,), 128),
+        ((64,), 128),
+        ((128,), 128),
+        ((256,), 128),
+    ),
 }
-# Griffin's window, as part of the paper's rows: 512 of 1024, 128 of 256.
-WINDOW = 0.5
+# Part of the answers' tokens, over `EVERY` steps, at which the next stage
+# comes, and at which the last one ends.
+ENOUGH = {"selective copying": (0.8, 0.99), "induction heads": (0.95, 0.95)}
 
-# Rows of a step.
-BATCH_SIZE = {"selective copying": 8, "induction heads": 16}
-MAX_STEPS = 8000
+# Of a step: shorter rows are as many more.
+TOKENS = {"selective copying": 8192, "induction heads": 4096}
+MAX_STEPS = 3000
 # Steps over which accuracy is reported; all of their rows are new.
 EVERY = 25
-# Part of the answers' tokens, over so many steps, at which a length is solved.
+# Part of the answers' tokens at which a task counts as solved.
 SOLVED = 0.95
 
 LEARNING_RATE = 1e-2
-# Of the rate: in the first epochs of `EVERY` steps, and in the last ones, when
-# a model is done.
-WARM_UP = (0.1, 0.3, 0.6)
+# Of the rate: in the first epochs of `EVERY` steps, and, of what it is then, in
+# the last ones, when a model is done.
+WARM_UP = (0.1, 0.3, 0.6, 1.0)
 COOL_DOWN = (0.5, 0.25, 0.1, 0.03)
+# In the last stage the rate is halved after so many epochs of no progress.
+PATIENCE, PROGRESS = 5, 0.005
 WEIGHT_DECAY = 0.01
 NEWTON_SCHULZ_STEPS = 3  # as in against_nanogpt.py
 
@@ -110,7 +131,7 @@ def make_model(vocabulary_size, window, name, arguments):
     )
     # Muon for the matrices, AdamW for everything else.
     optimizer = keras.optimizers.Muon(
-        LEARNING_RATE,
+        arguments.learning_rate,
         weight_decay=WEIGHT_DECAY,
         adam_weight_decay=WEIGHT_DECAY,
         adam_beta_2=0.99,
@@ -138,9 +159,9 @@ def make_model(vocabulary_size, window, name, arguments):
 class Curve(keras.callbacks.Callback):
     """Keeps the accuracy of each epoch, and stops when there is enough."""
 
-    def __init__(self, curve, size, enough):
+    def __init__(self, curve, stage, enough):
         super().__init__()
-        self.curve, self.size, self.enough = curve, size, enough
+        self.curve, self.stage, self.enough = curve, stage, enough
         self.is_done = False
 
     def on_epoch_end(self, epoch, logs=None):
@@ -148,13 +169,13 @@ class Curve(keras.callbacks.Callback):
         self.curve.append(
             {
                 "step": step + EVERY,
-                "size": self.size,
+                "stage": self.stage,
                 "accuracy": float(logs["accuracy"]),
                 "loss": float(logs["loss"]),
             }
         )
         print(
-            f"  size {self.size}, step {step + EVERY}: accuracy "
+            f"  stage {self.stage}, step {step + EVERY}: accuracy "
             f"{logs['accuracy']:.3f}, loss {logs['loss']:.3f}",
             flush=True,
         )
@@ -162,45 +183,85 @@ class Curve(keras.callbacks.Callback):
             self.is_done = self.model.stop_training = True
 
 
-def train(model, task_of_size, sizes, batch_size, max_steps, seed):
-    """Trains on one size after the other. Returns the curve and its result."""
-    curve, solved = [], []
-    steps = itertools.count()  # no batch comes twice
+def train(make, stages, enough, arguments):
+    """Trains on one stage after the other.
 
-    def fit(size, epochs, enough, factors):
-        task = task_of_size(size)
-        progress = Curve(curve, size, enough)
+    Args:
+        make: callable from a window to a model.
+        stages: list of triples: a task, rows of a step, and the window.
+        enough: accuracies that end an early stage, and the last one.
+        arguments: of the command.
+
+    Returns:
+        The model, the curve, how many stages ended so, and in how many steps.
+    """
+    curve, passed = [], 0
+    steps = itertools.count()  # no batch comes twice
+    model, last_window = None, None
+
+    def fit(stage, epochs, enough, callbacks):
+        task, rows, _ = stages[stage]
+        progress = Curve(curve, stage, enough)
         model.fit(
-            (task.sample(batch_size, (seed, step)) for step in steps),
+            (task.sample(rows, (arguments.seed, step)) for step in steps),
             steps_per_epoch=EVERY,
             shuffle=False,
             epochs=epochs,
-            callbacks=[
-                progress,
-                StopOnNaN(),
-                keras.callbacks.LearningRateScheduler(
-                    lambda epoch, _: (
-                        LEARNING_RATE * dict(enumerate(factors)).get(epoch, 1.0)
-                    )
-                ),
-            ],
+            callbacks=[progress, StopOnNaN(), *callbacks],
             verbose=0,
         )
         return progress.is_done
 
-    for size in sizes:
-        if fit(
-            size,
-            max(0, max_steps // EVERY - len(curve)),
-            SOLVED,
-            () if curve else WARM_UP,
+    for stage, (_, _, window) in enumerate(stages):
+        if window != last_window:
+            model, last_window = made_from(model, make(window)), window
+        is_last = stage == len(stages) - 1
+        callbacks = [] if curve else [rates(model, WARM_UP)]
+        if is_last:
+            callbacks.append(less_without_progress())
+        if not fit(
+            stage,
+            max(0, arguments.steps // EVERY - len(curve)),
+            enough[is_last],
+            callbacks,
         ):
-            solved.append(size)
-        else:
             break
+        passed += 1
     steps_taken = EVERY * len(curve)
-    fit(size, len(COOL_DOWN), math.inf, COOL_DOWN)
-    return curve, solved, steps_taken
+    fit(stage, len(COOL_DOWN), math.inf, [rates(model, COOL_DOWN)])
+    return model, curve, passed, steps_taken
+
+
+def made_from(model, new):
+    """`new` with the weights of `model`, and its optimizer's state."""
+    new.optimizer.build(new.trainable_variables)
+    if model is not None:
+        new.set_weights(model.get_weights())
+        for variable, value in zip(
+            new.optimizer.variables, model.optimizer.variables, strict=True
+        ):
+            variable.assign(value)
+    return new
+
+
+def rates(model, factors):
+    """Sets the learning rate in the first epochs, as parts of that of now."""
+    now = float(model.optimizer.learning_rate)
+    return keras.callbacks.LearningRateScheduler(
+        lambda epoch, rate: (
+            now * factors[epoch] if epoch < len(factors) else rate
+        )
+    )
+
+
+def less_without_progress():
+    return keras.callbacks.ReduceLROnPlateau(
+        "accuracy",
+        factor=0.5,
+        patience=PATIENCE,
+        mode="max",
+        min_delta=PROGRESS,
+    )
 
 
 def accuracy(model, task, rows):
@@ -219,24 +280,25 @@ def keep_weights(model, folder, name):
 def run(task_name, name, arguments):
     keras.utils.set_random_seed(arguments.seed)
     task_class = TASKS[task_name]
-    lengths = arguments.lengths or LENGTHS[task_name]
-    longest = lengths[-1]
-    batch_size = arguments.batch_size or BATCH_SIZE[task_name]
-    model = make_model(
-        task_class().vocabulary_size, int(WINDOW * longest), name, arguments
+    stages = STAGES[task_name]
+    if arguments.lengths:
+        stages = [((length,), length // 2) for length in arguments.lengths]
+    tokens = arguments.tokens or TOKENS[task_name]
+    longest = stages[-1][0][0]
+    print(f"{task_name}, {name}", flush=True)
+    start = time.perf_counter()
+    model, curve, passed, steps = train(
+        lambda window: make_model(
+            task_class().vocabulary_size, window, name, arguments
+        ),
+        [
+            (task_class(*given), tokens // given[0], window)
+            for given, window in stages
+        ],
+        ENOUGH[task_name],
+        arguments,
     )
-    parameters = model.count_params()
-    print(f"{task_name}, {name}: {parameters:,} parameters", flush=True)
-    used = time.process_time()
-    curve, solved, steps = train(
-        model,
-        task_class,
-        lengths,
-        batch_size,
-        arguments.steps,
-        arguments.seed,
-    )
-    used = time.process_time() - used
+    seconds = time.perf_counter() - start
     keep_weights(model, arguments.weights, f"{task_name}-{name}")
     by_length = {}
     for factor in FACTORS[task_name]:
@@ -250,13 +312,14 @@ def run(task_name, name, arguments):
     return {
         "task": task_name,
         "name": name,
-        "parameters": parameters,
-        "lengths": list(lengths),
-        "solved": solved,
+        "parameters": model.count_params(),
+        "stages": [given for given, _ in stages],
+        "passed": passed,
         "steps": steps,
-        "batch_size": batch_size,
+        "tokens": tokens,
         "rows": arguments.rows,
-        "cpu_seconds": used,
+        "device": device(),
+        "seconds": seconds,
         "curve": curve,
         "by_length": by_length,
     }
@@ -266,10 +329,6 @@ def in_order(results):
     """By task and by model, as they are listed above."""
     names = [(task, name) for task in TASKS for name in MODELS]
     return sorted(results, key=lambda r: names.index((r["task"], r["name"])))
-
-
-def minutes(seconds):
-    return "not kept" if seconds is None else f"{seconds / 60:.1f}"
 
 
 def percent(value):
@@ -284,42 +343,33 @@ def table(results):
         "",
         "Figure 6 of the Griffin paper: 16 ids, 5 blocks of width 64. All "
         "rows of all steps are new.",
-        "Training starts with short rows. A length is *solved* when "
-        f"{100 * SOLVED:.0f} % of the answers' tokens",
-        f"in {EVERY} steps are right; then come rows of twice that length. "
-        f"{len(COOL_DOWN) * EVERY} steps at a falling learning rate end it.",
+        "Training starts with short rows, and few tokens to copy. The next "
+        f"stage comes when enough tokens of {EVERY} steps' answers",
+        "are right: "
+        + "; ".join(
+            f"{task} {percent(early)} %, in the last stage {percent(last)} %"
+            for task, (early, last) in ENOUGH.items()
+        )
+        + ". In the last stage the learning rate",
+        "is halved when nothing improves, and "
+        f"{len(COOL_DOWN) * EVERY} steps at a falling rate end it.",
         "",
-        "| task | model | parameters | rows of a step | steps to solve, by "
-        "length of rows | CPU time [min] |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| task | model | parameters | tokens of a step | stage (tokens of a "
+        "row, to copy): steps so far | tokens right at the end [%] | on | "
+        "training [min] |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for r in results:
-        steps = {
-            size: max(
-                p["step"]
-                for p in r["curve"]
-                if p["size"] == size and p["step"] <= r["steps"]
-            )
-            for size in r["solved"]
-        }
-        text = ", ".join(f"{size}: {step:,}" for size, step in steps.items())
-        if r["solved"] != r["lengths"]:
-            size = r["lengths"][len(r["solved"])]
-            best = max(p["accuracy"] for p in r["curve"] if p["size"] == size)
-            text = ", ".join(
-                filter(
-                    None,
-                    [
-                        text,
-                        f"{size}: not in {r['steps']:,} (at best "
-                        f"{percent(best)} % of the tokens)",
-                    ],
-                )
-            )
+        ends = {p["stage"]: p["step"] for p in trained(r)}
+        stages = "; ".join(
+            f"({', '.join(map(str, r['stages'][i]))}): {step:,}"
+            for i, step in ends.items()
+        )
         lines.append(
             f"| {r['task']} | {r['name']} | {r['parameters']:,} | "
-            f"{r['batch_size']} | {text} | "
-            f"{minutes(r['cpu_seconds'])} |"
+            f"{r['tokens']:,} | {stages} | "
+            f"{percent(r['curve'][-1]['accuracy'])} | {r['device']} | "
+            f"{r['seconds'] / 60:.1f} |"
         )
     lines += ["", "## Answers without an error, by length of the row"]
     for task in TASKS:
@@ -331,8 +381,8 @@ def table(results):
             "",
             f"{task.capitalize()}, per cent of {chosen[0]['rows']} rows by "
             f"greedy decoding. The last rows of training: "
-            f"{chosen[0]['lengths'][-1]:,} tokens; the paper's: "
-            f"{LENGTHS[task][-1]:,}.",
+            f"{chosen[0]['stages'][-1][0]:,} tokens; the paper's: "
+            f"{STAGES[task][-1][0][0]:,}.",
             "",
             "| model | " + " | ".join(f"{n:,}" for n in lengths) + " |",
             "| --- |" + " --- |" * len(lengths),
@@ -342,6 +392,20 @@ def table(results):
             lines.append(f"| {r['name']} | " + " | ".join(cells) + " |")
     lines += ["", *against_the_paper(results)]
     return "\n".join([*lines, ""])
+
+
+def trained(result):
+    """The points of the curve before the rate falls at the end."""
+    return [p for p in result["curve"] if p["step"] <= result["steps"]]
+
+
+def solved_in(result):
+    """How the steps until the last stage's answers were right are told."""
+    stage = len(result["stages"]) - 1
+    for point in result["curve"]:
+        if point["stage"] == stage and point["accuracy"] >= SOLVED:
+            return f"solved after {point['step']:,} steps"
+    return f"unsolved in {result['curve'][-1]['step']:,} steps"
 
 
 def evaluated(results):
@@ -375,18 +439,24 @@ def against_the_paper(results):
         if r is None:
             lines.append(f"- {task}, the paper: {says}. {name} was not run.")
             continue
-        steps = f"{r['steps']:,} steps"
-        was = "solved after" if r["solved"] == r["lengths"] else "unsolved in"
         beyond = ", ".join(
             f"{percent(right)} % at {int(n):,}"
             for n, right in r["by_length"].items()
-            if int(n) > r["lengths"][-1]
+            if int(n) > r["stages"][-1][0]
         )
         lines.append(
-            f"- {task}, the paper: {says}. Here {name}: {was} {steps}; beyond "
-            f"{r['lengths'][-1]:,} tokens {beyond}."
+            f"- {task}, the paper: {says}. Here {name}: {solved_in(r)} "
+            f"({percent(SOLVED)} % of the tokens); beyond "
+            f"{r['stages'][-1][0]:,} tokens {beyond}."
         )
     return lines
+
+
+def mark_stages(axes, curve, color):
+    """A dot where a stage ends and the next begins."""
+    for before, after in zip(curve, curve[1:], strict=False):
+        if before["stage"] != after["stage"]:
+            axes.plot(before["step"], before["accuracy"], "o", color=color)
 
 
 def plot(results, path):
@@ -407,12 +477,7 @@ def plot(results, path):
                 color=color,
                 label=r["name"],
             )
-            # Where the rows become longer.
-            for before, after in zip(curve, curve[1:], strict=False):
-                if before["size"] != after["size"]:
-                    by_step.plot(
-                        before["step"], before["accuracy"], "o", color=color
-                    )
+            mark_stages(by_step, curve, color)
             by_length.plot(
                 [int(n) for n in r["by_length"]],
                 list(r["by_length"].values()),
@@ -420,7 +485,7 @@ def plot(results, path):
                 color=color,
             )
         by_step.set_title(f"{task}: training")
-        by_step.set_xlabel("step (dots: longer rows from here on)")
+        by_step.set_xlabel("step (dots: the next stage from here on)")
         by_step.set_ylabel("accuracy, tokens of the answer")
         by_length.set_title(f"{task}: evaluation")
         by_length.set_xscale("log", base=2)
@@ -430,7 +495,7 @@ def plot(results, path):
         by_length.set_xlabel("length of the row [tokens]")
         by_length.set_ylabel("accuracy, whole answers")
         by_length.axvline(
-            chosen[0]["lengths"][-1],
+            chosen[0]["stages"][-1][0],
             color="grey",
             linestyle=":",
             label="training",
@@ -453,7 +518,7 @@ def write(results, folder, stem, table, plot):
         print("No plot: matplotlib is not installed.")
 
 
-def parse_arguments(description, batch_size, steps, rows, **lists):
+def parse_arguments(description, steps, rows, learning_rate, **lists):
     parser = argparse.ArgumentParser(description=description)
     for name, (type, default) in lists.items():
         parser.add_argument(
@@ -465,8 +530,9 @@ def parse_arguments(description, batch_size, steps, rows, **lists):
     parser.add_argument("--num-layers", type=int, default=NUM_LAYERS)
     parser.add_argument("--hidden-dim", type=int, default=HIDDEN_DIM)
     parser.add_argument("--models", nargs="+", default=list(MODELS))
-    parser.add_argument("--batch-size", type=int, default=batch_size)
+    parser.add_argument("--tokens", type=int, help="of a step")
     parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--learning-rate", type=float, default=learning_rate)
     parser.add_argument("--rows", type=int, default=rows)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -485,9 +551,9 @@ def results_so_far(path):
 def main():
     arguments = parse_arguments(
         __doc__.splitlines()[0],
-        None,
         MAX_STEPS,
         ROWS,
+        LEARNING_RATE,
         tasks=(str, list(TASKS)),
         lengths=(int, None),
     )

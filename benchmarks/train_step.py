@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from generation import SETTINGS
 from generation import huggingface_model
+from generation import torch_device
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCH = 2
@@ -28,13 +29,13 @@ STEPS = 8  # the fastest counts
 LEARNING_RATE = 1e-4
 
 
-def ours(token_ids):
+def ours(token_ids, dtype="float32"):
     import keras
 
     import keras_griffin
 
     model = keras_griffin.GriffinCausalLM(
-        keras_griffin.GriffinBackbone(**SETTINGS)
+        keras_griffin.GriffinBackbone(**SETTINGS, dtype=dtype)
     )
     model.compile(
         optimizer=keras_griffin.GriffinAdamW(LEARNING_RATE),
@@ -49,13 +50,13 @@ def ours(token_ids):
     return lambda: float(np.asarray(model.train_on_batch(x, y)))
 
 
-def deepmind(token_ids):
+def deepmind(token_ids, dtype="float32", scan_type="LINEAR_NATIVE"):
     import jax
     import optax
 
     from support.peers import DeepMindGriffin
 
-    peer = DeepMindGriffin(SETTINGS)
+    peer = DeepMindGriffin(SETTINGS, dtype=dtype, scan_type=scan_type)
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adamw(LEARNING_RATE)
     )
@@ -89,16 +90,21 @@ def deepmind(token_ids):
     return step
 
 
-def huggingface(token_ids):
+def huggingface(token_ids, dtype="float32"):
     import torch
 
     model = huggingface_model().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
-    ids = torch.from_numpy(token_ids.astype("int64"))
+    device = torch_device()
+    ids = torch.from_numpy(token_ids.astype("int64")).to(device)
+    precision = torch.autocast(
+        device, torch.bfloat16, enabled=dtype == "mixed_bfloat16"
+    )
 
     def step():
         optimizer.zero_grad()
-        logits = model(ids[:, :-1], use_cache=False).logits
+        with precision:
+            logits = model(ids[:, :-1], use_cache=False).logits
         loss = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1).float(), ids[:, 1:].flatten()
         )

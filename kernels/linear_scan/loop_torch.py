@@ -25,10 +25,10 @@ def loop(x, a, carry, reverse, shifted):
     else:
         x, a, carry = x[0], a[0], carry[0]
     # As one opaque operation, a compiled graph does not grow with time. An
-    # exported one has to do without this package.
-    is_opaque = (
-        torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-    )
+    # exported one has to do without this package; Keras' exports are traced
+    # without Dynamo. (`is_exporting()` would be true in `torch.compile` as well
+    # before torch 2.12: pytorch/pytorch#176347.)
+    is_opaque = torch.compiler.is_dynamo_compiling()
     scan = _scan_op if is_opaque else _scan
     y, last = scan(x, a, carry, reverse, shifted)
     if is_complex:

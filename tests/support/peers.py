@@ -75,7 +75,7 @@ def our_inputs(token_ids, segment_pos):
     }
 
 
-def deepmind_config(settings):
+def deepmind_config(settings, scan_type="LINEAR_NATIVE"):
     """Returns DeepMind's `GriffinConfig` for `GriffinBackbone` arguments."""
     from recurrentgemma import common
 
@@ -97,7 +97,7 @@ def deepmind_config(settings):
         embeddings_scale_by_sqrt_dim=settings["scale_embeddings"],
         attention_window_size=settings["attention_window_size"],
         logits_soft_cap=settings["final_logit_soft_cap"] or 0.0,
-        scan_type=common.ScanType.LINEAR_NATIVE,
+        scan_type=common.ScanType[scan_type],
     )
 
 
@@ -109,14 +109,18 @@ class DeepMindGriffin:
         seed: int. Seed of the parameters.
         dtype: str. Of the computation; parameters stay float32, rounded to
             what it can hold. Defaults to `"float32"`.
+        scan_type: str. Of `recurrentgemma.common.ScanType`. Defaults to
+            `"LINEAR_NATIVE"`, which is theirs without a TPU.
     """
 
-    def __init__(self, settings, seed=0, dtype="float32"):
+    def __init__(
+        self, settings, seed=0, dtype="float32", scan_type="LINEAR_NATIVE"
+    ):
         import jax
         from recurrentgemma.jax import griffin
 
         self.model = griffin.Griffin(
-            deepmind_config(settings),
+            deepmind_config(settings, scan_type),
             gradient_checkpointing=False,
             dtype=dtype,
         )
