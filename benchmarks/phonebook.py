@@ -157,14 +157,15 @@ def plot(results, path):
     by_entries.set_title("evaluation")
     by_entries.set_xscale("log", base=2)
     entries = [int(n) for n in results[0]["by_entries"]]
-    by_entries.set_xticks(entries, entries)
+    ticks = entries[:: 1 + len(entries) // 8]
+    by_entries.set_xticks(ticks, ticks)
     by_entries.minorticks_off()
     by_entries.set_xlabel("entries of the book")
     by_entries.set_ylabel("accuracy, whole numbers")
     line = NAME_LENGTH + NUMBER_LENGTH + 2
     for place, style, label in (
         (results[0]["window"] / line, "--", "Griffin's window"),
-        (max(results[0]["train_entries"]), ":", "training"),
+        (max(results[0]["train_entries"]), ":", "longest in training"),
     ):
         by_entries.axvline(place, color="grey", linestyle=style, label=label)
     for axes in (by_step, by_entries):
