@@ -163,14 +163,15 @@ def plot(results, path):
     by_entries.set_xlabel("entries of the book")
     by_entries.set_ylabel("accuracy, whole numbers")
     line = NAME_LENGTH + NUMBER_LENGTH + 2
-    for place, style, label in (
-        (results[0]["window"] / line, "--", "Griffin's window"),
-        (max(results[0]["train_entries"]), ":", "longest in training"),
+    for place, label in (
+        (results[0]["window"] / line, "Griffin's window"),
+        (max(results[0]["train_entries"]), "longest in training"),
     ):
-        by_entries.axvline(place, color="grey", linestyle=style, label=label)
+        by_entries.axvline(place, color="grey", linestyle=":")
+        by_entries.text(place, 0.09, label, rotation=90, ha="right")
     for axes in (by_step, by_entries):
         axes.set_ylim(-0.03, 1.03)
-        axes.legend()
+    by_step.legend()
     figure.savefig(path)
 
 
