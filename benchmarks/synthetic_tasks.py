@@ -54,9 +54,8 @@ TASKS = {
     "induction heads": InductionHeads,
 }
 # Stages of training: arguments of the task, which are tokens of a row and, of
-# them, to be copied; and Griffin's window. The last one is the paper's. With a
-# window over all of a row Griffin would copy without its recurrence, and have
-# to begin anew when the rows outgrow it.
+# them, to be copied; and Griffin's window. The last one is the paper's. The
+# window stays at half a row, so that attention alone cannot do the copying.
 STAGES = {
     "selective copying": (
         ((64, 2), 32),
