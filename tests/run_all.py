@@ -2,14 +2,15 @@
 
 Makes a virtual environment in `.venv-test`, installs the package and what its
 tests need (versions in tests/constraints.txt), checks the style, and runs
-pytest once a backend, two backends at a time. A second run finds the
-environment up to date.
+pytest once a backend and once for the tests that depend on none, two runs at a
+time. A second call finds the environment up to date.
 
     python tests/run_all.py                          all of it
     python tests/run_all.py --backend torch          one backend, no style check
     python tests/run_all.py --backend jax -k rglru   the rest goes to pytest
 
-Runs on the CPU. For an accelerator set JAX_PLATFORMS.
+Runs on the CPU. For an accelerator set JAX_PLATFORMS. Programs are compiled
+quickly, see QUICK_COMPILATION; pytest by itself compiles them as users do.
 """
 
 import argparse
@@ -27,7 +28,12 @@ ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = ROOT / ".venv-test"
 CONSTRAINTS = ROOT / "tests" / "constraints.txt"
 BACKENDS = ("jax", "tensorflow", "torch")
+INDEPENDENT = "independent"  # the run of what no backend changes
+RUNS = ("jax", "tensorflow", INDEPENDENT, "torch")  # the longest first
 AT_A_TIME = 2  # a run keeps little more than one core busy
+# Most of the time goes into compiling programs that run once. LLVM's
+# optimizations are a third of it; XLA's own stay.
+QUICK_COMPILATION = "--xla_backend_optimization_level=0"
 NO_TESTS_COLLECTED = 5  # pytest's exit code
 
 
@@ -43,24 +49,20 @@ def main():
     results = {}
     if arguments.backend is None:
         results["style"] = check_style(python)
-    backends = [arguments.backend] if arguments.backend else BACKENDS
+    names = [arguments.backend] if arguments.backend else RUNS
     with ThreadPoolExecutor(AT_A_TIME) as pool:
         runs = {
-            backend: pool.submit(
-                run_tests,
-                python,
-                backend,
-                first=backend == backends[0],
-                pytest_arguments=pytest_arguments,
+            name: pool.submit(
+                run_tests, python, name, len(names) == 1, pytest_arguments
             )
-            for backend in backends
+            for name in names
         }
-    results |= {backend: run.result() for backend, run in runs.items()}
+    results |= {name: run.result() for name, run in runs.items()}
 
     print("\nSummary")
     for name, (passed, seconds, last_line) in results.items():
         verdict = "passed" if passed else "FAILED"
-        print(f"  {name:10}  {verdict}  {seconds:5.0f} s  {last_line}")
+        print(f"  {name:11}  {verdict}  {seconds:5.0f} s  {last_line}")
     closing = " ".join(last_line for _, _, last_line in results.values())
     counts = {
         what: sum(map(int, re.findall(rf"(\d+) {what}", closing)))
@@ -105,15 +107,18 @@ def check_style(python):
     return passed, time.monotonic() - start, "ruff"
 
 
-def run_tests(python, backend, first, pytest_arguments):
-    """One run of pytest, shown as it goes behind the backend's name."""
+def run_tests(python, name, alone, pytest_arguments):
+    """One run of pytest, shown as it goes behind the run's name."""
+    backend = BACKENDS[0] if name == INDEPENDENT else name
     command = [python, "-m", "pytest", "--durations=10", *pytest_arguments]
     command += ["-p", "no:cacheprovider"]  # one folder for runs side by side
-    if not first:
-        command += ["-m", "not backend_independent"]
-    say(f"KERAS_BACKEND={backend} pytest")
+    if not alone:
+        negation = "" if name == INDEPENDENT else "not "
+        command += ["-m", negation + "backend_independent"]
+    say(f"KERAS_BACKEND={backend} {' '.join(command[1:])}")
     environment = {
         "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": QUICK_COMPILATION,
         **os.environ,
         "KERAS_BACKEND": backend,
         "PYTHONUNBUFFERED": "1",
@@ -130,11 +135,11 @@ def run_tests(python, backend, first, pytest_arguments):
         errors="replace",
     ) as process:
         for line in process.stdout:
-            print(f"{backend:10} | {line}", end="", flush=True)
+            print(f"{name:11} | {line}", end="", flush=True)
             last_line = line.strip("= \n") or last_line
     passed = process.returncode == 0
     if process.returncode == NO_TESTS_COLLECTED and pytest_arguments:
-        passed = True  # a selection may be empty on one backend
+        passed = True  # a selection may be empty in one run
     return passed, time.monotonic() - start, last_line
 
 

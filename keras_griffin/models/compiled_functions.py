@@ -127,7 +127,8 @@ class CompiledFunctions:
 
             if model._requested_jit_compile != "auto" or not xla:
                 xla = model.jit_compile
-            return tf.function(function, jit_compile=xla)
+            # What is traced is written in operations already.
+            return tf.function(function, jit_compile=xla, autograph=False)
 
         import jax
 

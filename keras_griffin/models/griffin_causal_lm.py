@@ -458,7 +458,10 @@ class GriffinCausalLM(CausalLM):
             return
         jit_compile = self._requested_jit_compile is True
         self._replica_call = tf.function(
-            self._call, jit_compile=jit_compile, reduce_retracing=True
+            self._call,
+            jit_compile=jit_compile,
+            reduce_retracing=True,
+            autograph=False,
         )
         self.jit_compile = False
 

@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 from keras_griffin.converters import huggingface
 from keras_griffin.converters import weight_map
 from keras_griffin.models.griffin_backbone import GriffinBackbone
+from support.processes import xla_flags
 
 # config.json of the 2B model as the Hub has it: old spelling.
 HUB_2B = {
@@ -420,10 +421,13 @@ np.savez(folder + "/out.npz", **dict(huggingface.export_tensors(backbone)))
 )
 def test_weights_go_straight_to_their_shards(tmp_path, tensors):
     write(tmp_path, tensors)
-    flag = "--xla_force_host_platform_device_count=8"
     result = subprocess.run(
         [sys.executable, "-c", SHARDED, str(tmp_path)],
-        env={**os.environ, "XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"},
+        env={
+            **os.environ,
+            "XLA_FLAGS": xla_flags(8),
+            "JAX_PLATFORMS": "cpu",
+        },
         capture_output=True,
         text=True,
         timeout=600,  # a hang; it takes 10 s

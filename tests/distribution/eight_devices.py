@@ -19,6 +19,7 @@ from keras_griffin.distribution import GriffinParallel
 from keras_griffin.models import token_losses
 from support.checks import to_numpy
 from support.models import randomize
+from support.models import steady_adam_w
 
 STEPS = 5
 BATCH, TIME = 8, 32
@@ -81,7 +82,7 @@ def make_model(variant="plain"):
         randomize(backbone)
         model = keras_griffin.GriffinCausalLM(backbone)
     model.compile(
-        optimizer=keras.optimizers.AdamW(1e-3),
+        optimizer=steady_adam_w(),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         sampler="greedy",
     )
@@ -221,7 +222,8 @@ def loss_step():
     """Logs and change of the weights of one step of gradient descent."""
     model = make_model()
     model.compile(
-        keras.optimizers.SGD(1.0),
+        # So large that what is left of the weights rounds away nothing.
+        keras.optimizers.SGD(1024.0),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         weighted_metrics=["sparse_categorical_accuracy"],
     )

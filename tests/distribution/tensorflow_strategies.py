@@ -38,6 +38,7 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 
 from support.checks import to_numpy  # noqa: E402
+from support.models import steady_adam_w  # noqa: E402
 from support.models import tiny_model  # noqa: E402
 from support.models import tokens  # noqa: E402
 
@@ -52,7 +53,7 @@ def make_model(jit_compile, strategy=strategy, **changes):
             **{"num_layers": 2, "block_types": blocks, **changes}
         )
         model.compile(
-            optimizer=keras.optimizers.AdamW(1e-3),
+            optimizer=steady_adam_w(),
             loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             jit_compile=jit_compile,
         )

@@ -31,7 +31,8 @@ def main(path, processes, index=0, port=None):
             rank=index,
         )
         module = DistributedDataParallel(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    # As support.models.steady_adam_w.
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, eps=3e-3)
     loss_of = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     losses = []
     for step in range(STEPS):

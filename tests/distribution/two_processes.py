@@ -26,6 +26,7 @@ from keras_griffin.distribution import GriffinParallel  # noqa: E402
 from keras_griffin.training import ResumableData  # noqa: E402
 from keras_griffin.training import resumable_fit  # noqa: E402
 from support.models import TINY  # noqa: E402
+from support.models import steady_adam_w  # noqa: E402
 from support.models import tokens  # noqa: E402
 
 STEPS, BATCH = 5, 8
@@ -52,7 +53,7 @@ def make_model(seed):
         keras_griffin.GriffinBackbone(**arguments)
     )
     model.compile(
-        optimizer=keras.optimizers.AdamW(1e-3),
+        optimizer=steady_adam_w(),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
     return model

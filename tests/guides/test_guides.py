@@ -233,10 +233,6 @@ def test_guide_runs_without_network(script, tmp_path):
             tool.SCALE: "small",
             "PYTHONPATH": str(ROOT),
             "JAX_PLATFORMS": "cpu",
-            # Half of the time would be spent on optimizing programs that run
-            # once.
-            "XLA_FLAGS": "--xla_backend_optimization_level=0 "
-            "--xla_llvm_disable_expensive_passes=true",
         },
         startup=NO_NETWORK,
     )

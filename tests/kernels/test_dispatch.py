@@ -13,6 +13,7 @@ from keras_griffin.kernels import dispatch
 from keras_griffin.kernels.linear_scan import linear_scan
 from keras_griffin.kernels.rg_lru import rg_lru
 from keras_griffin.layers import RGLRU
+from support.processes import xla_flags
 
 needs_jax = pytest.mark.skipif(
     keras.config.backend() != "jax", reason="kernels are of JAX"
@@ -266,7 +267,7 @@ def test_over_devices():
             "PYTHONPATH": str(ROOT),
             "KERAS_BACKEND": "jax",
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+            "XLA_FLAGS": xla_flags(8),
             # Threads: an interpreted kernel waits for those of other devices.
             "NPROC": "24",
         },

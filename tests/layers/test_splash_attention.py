@@ -12,6 +12,7 @@ import pytest
 from keras_griffin.layers import LocalMQA
 from support.checks import assert_close
 from support.checks import value_and_grad
+from support.processes import xla_flags
 
 pytestmark = pytest.mark.skipif(
     keras.config.backend() != "jax", reason="The kernel is JAX's."
@@ -96,7 +97,7 @@ def test_gradients_on_a_mesh():
             **os.environ,
             "KERAS_BACKEND": "jax",
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+            "XLA_FLAGS": xla_flags(4),
             "PYTHONPATH": f"{tests}:{tests.parent}",
         },
     )

@@ -337,7 +337,7 @@ def test_a_stream_that_is_left_leaves_the_model_usable(shakespeare):
 # quantized embedding should not use.
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("mode", ["int8", "int4"])
-def test_quantized_models_generate(mode):
+def test_quantized_models_generate(mode, quick_collection):
     model = tiny_model()
     inputs = ragged((9,))
     before = new_tokens(model, inputs, 4)

@@ -116,7 +116,7 @@ def _run_tensorflow(function, loss, arrays, compiled):
 
     tensors = [ops.convert_to_tensor(array) for array in arrays]
     if compiled:
-        gradient = tf.function(gradient, jit_compile=True)
+        gradient = tf.function(gradient, jit_compile=True, autograph=False)
     return gradient(*tensors)
 
 

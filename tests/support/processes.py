@@ -9,6 +9,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
+def xla_flags(devices):
+    """This process' flags, and a number of CPU devices."""
+    count = f"--xla_force_host_platform_device_count={devices}"
+    return f"{os.environ.get('XLA_FLAGS', '')} {count}"
+
+
 def start(script, *arguments, backend="jax", devices=1, **environment):
     """Starts a script of `tests/` under a backend, with CPU devices."""
     paths = [ROOT, ROOT / "tests", os.environ.get("PYTHONPATH")]
@@ -18,7 +24,7 @@ def start(script, *arguments, backend="jax", devices=1, **environment):
             **os.environ,
             "KERAS_BACKEND": backend,
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": xla_flags(devices),
             "PYTHONPATH": os.pathsep.join(str(p) for p in paths if p),
             **environment,
         },
