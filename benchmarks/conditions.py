@@ -9,6 +9,8 @@ from pathlib import Path
 
 import keras
 
+ROOT = Path(__file__).resolve().parent.parent
+
 
 def device():
     """What this process computes on."""
@@ -21,7 +23,7 @@ def device():
 
 
 def conditions():
-    script = f"benchmarks/{Path(sys.argv[0]).name}"
+    script = Path(sys.argv[0]).resolve().relative_to(ROOT).as_posix()
     # What is resumed is what the whole command would have given, and where the
     # table was written first is no matter of its reader.
     options = [x for x in sys.argv[1:] if x != "--resume"]

@@ -13,7 +13,7 @@ FOLDERS = ("benchmarks", "guides", "kernels", "keras_griffin", "presets")
 PATTERNS = ("*.md", "*.svg", "*.png", "*.ipynb")
 AT_THE_TOP = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE")
 # Also linked, as examples of themselves.
-SCRIPTS = ("benchmarks/*.py", "guides/*.py", "kernels/*/*.py")
+SCRIPTS = ("benchmarks/*/*.py", "guides/*.py", "kernels/*/*.py")
 
 
 def on_config(config):

@@ -180,7 +180,7 @@ print(type(loaded).__name__)
 # %% [markdown]
 # ## A name in the package
 #
-# A preset that all should find by name gets an entry in `presets/`, one JSON file, and a pull request. [CONTRIBUTING](https://github.com/_owner_/keras_griffin/blob/main/CONTRIBUTING.md) has the recipe, `pytest tests/models/test_preset_index.py` checks it. The arguments are these:
+# A preset that all should find by name gets an entry in `presets/`, one JSON file, and a pull request. [CONTRIBUTING](https://github.com/_owner_/keras_griffin/blob/main/CONTRIBUTING.md) has the recipe, `pytest tests/checkpoints/test_preset_index.py` checks it. The arguments are these:
 
 # %%
 arguments = backbone.get_config()

@@ -18,9 +18,6 @@ if not started_as_command():
         from keras_griffin import evaluation as evaluation
         from keras_griffin import layers as layers
         from keras_griffin import training as training
-        from keras_griffin.models.griffin_adam_w import (
-            GriffinAdamW as GriffinAdamW,
-        )
         from keras_griffin.models.griffin_backbone import (
             GriffinBackbone as GriffinBackbone,
         )
@@ -30,12 +27,15 @@ if not started_as_command():
         from keras_griffin.models.griffin_causal_lm_preprocessor import (
             GriffinCausalLMPreprocessor as GriffinCausalLMPreprocessor,
         )
-        from keras_griffin.models.griffin_packer import (
-            GriffinPacker as GriffinPacker,
-        )
         from keras_griffin.models.griffin_tokenizer import (
             GriffinTokenizer as GriffinTokenizer,
         )
-        from keras_griffin.models.stateful_trainer import (
+        from keras_griffin.training.griffin_adam_w import (
+            GriffinAdamW as GriffinAdamW,
+        )
+        from keras_griffin.training.griffin_packer import (
+            GriffinPacker as GriffinPacker,
+        )
+        from keras_griffin.training.stateful_trainer import (
             StatefulTrainer as StatefulTrainer,
         )

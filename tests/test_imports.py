@@ -10,27 +10,27 @@ pytestmark = pytest.mark.backend_independent
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# A folder imports from itself and from folders of a lower rank.
-RANKS = {
-    "start_up": 0,
-    "version": 0,
-    "kernels": 1,
-    "layers": 2,
-    "training": 2,
-    # Weight maps know names and shapes, not models: models load through them.
-    "converters": 2,
-    # So do layout maps, which a backbone hands out.
-    "distribution": 2,
-    "models": 3,
-    "evaluation": 4,
-    "plan_jax": 4,
-    "cli": 5,
-    "__init__": 5,
-    "__main__": 6,
-    "benchmarks": 6,
-    "guides": 6,
-    "tests": 6,
-}
+# A folder imports from itself and from those above it in this list.
+ROOMS = (
+    "start_up",
+    "version",
+    "kernels",
+    "layers",
+    "distribution",
+    "training",
+    "generation",
+    "checkpoints",
+    "models",
+    "evaluation",
+    "plan",
+    "cli",
+    "__init__",
+    "__main__",
+    "benchmarks",
+    "guides",
+    "tests",
+)
+RANKS = {room: rank for rank, room in enumerate(ROOMS)}
 
 # Needed by every installation; all else is imported where it is used.
 ALWAYS_THERE = {
@@ -142,11 +142,11 @@ def test_nothing_optional_is_imported_with_the_package():
         ("kernels/scan/api.py", "from keras_griffin.layers import RGLRU", 2),
         ("keras_griffin/layers/a.py", "import keras_griffin.models.b", 2),
         ("keras_griffin/layers/a.py", "from keras_griffin import models", 2),
-        ("keras_griffin/converters/a.py", "import keras_griffin.models.b", 2),
+        ("keras_griffin/checkpoints/a.py", "import keras_griffin.models.b", 2),
         ("keras_griffin/models/a.py", "from keras_griffin import layers, X", 2),
         (
-            "keras_griffin/converters/a.py",
-            "import keras_griffin.distribution",
+            "keras_griffin/training/a.py",
+            "import keras_griffin.generation",
             2,
         ),
         ("keras_griffin/models/a.py", "def f():\n  import guides.a", 3),
@@ -185,7 +185,7 @@ def test_an_early_import_is_found(tmp_path, file, statement):
         ("kernels/scan/pallas_tpu.py", "import jax.experimental.pallas"),
         ("keras_griffin/a.py", "def f():\n  import torch"),
         ("keras_griffin/layers/a.py", "from keras_griffin.kernels import b"),
-        ("keras_griffin/models/a.py", "import keras_griffin.converters.b"),
+        ("keras_griffin/models/a.py", "import keras_griffin.checkpoints.b"),
     ],
 )
 def test_a_good_import_is_not_reported(tmp_path, file, statement):

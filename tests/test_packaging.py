@@ -141,7 +141,7 @@ def test_wheel_carries_licence_and_command(wheel):
         (entry_points,) = [n for n in names if n.endswith("entry_points.txt")]
         text = archive.read(entry_points).decode()
     assert any(name.endswith("licenses/LICENSE") for name in names)
-    assert "keras-griffin = keras_griffin.cli:main" in text
+    assert "keras-griffin = keras_griffin.cli.main:main" in text
 
 
 def test_sdist_is_enough_to_work_on(built):
@@ -169,7 +169,7 @@ def test_installed_wheel_imports(installed, tmp_path, elsewhere):
     code = (
         "import keras_griffin\n"
         "from keras_griffin.kernels.linear_scan import linear_scan\n"
-        "from keras_griffin.models.preset_index import preset_names\n"
+        "from keras_griffin.checkpoints.preset_index import preset_names\n"
         "assert 'recurrent_gemma_2b_en' in preset_names()\n"
         "print(keras_griffin.__file__)\n"
     )

@@ -15,11 +15,11 @@ from lm_eval.utils import get_rolling_token_windows
 from lm_eval.utils import make_disjoint_window
 from tqdm import tqdm
 
-from keras_griffin.models import generation
-from keras_griffin.models import turns
+from keras_griffin.generation import chat_template
+from keras_griffin.generation import decoding
+from keras_griffin.generation.prompts import Prompts
+from keras_griffin.generation.prompts import bucket
 from keras_griffin.models.griffin_causal_lm import GriffinCausalLM
-from keras_griffin.models.prompts import Prompts
-from keras_griffin.models.prompts import bucket
 
 # What a task may say about generation; all else would be ignored.
 GENERATION_KEYS = {
@@ -156,7 +156,7 @@ class GriffinLM(TemplateLM):
             string = string.removeprefix(tokenizer.id_to_token(start))
         if add_special_tokens is None:
             add_special_tokens = self.add_bos_token and not written
-        (ids,), _ = turns.tokenize(tokenizer, [string])
+        (ids,), _ = chat_template.tokenize(tokenizer, [string])
         starts = int(written) + int(add_special_tokens)
         return [start] * starts + [int(id) for id in ids]
 
@@ -355,16 +355,16 @@ class GriffinLM(TemplateLM):
             max_new_tokens,
         )
         # What `generate` does between its texts.
-        logits, state = generation.read_prompts(model, prompts, None)
+        logits, state = decoding.read_prompts(model, prompts, None)
         new = np.zeros((size, 0), "int32")
-        for tokens, _ in generation.decode(
+        for tokens, _ in decoding.decode(
             model,
             logits,
             state,
             prompts.steps,
             stops,
             sampler,
-            generation.DECODE_CHUNK,
+            decoding.DECODE_CHUNK,
         ):
             new = np.concatenate([new, tokens], axis=1)
             ids = [prompts.cut(row, stops, keep_stop=False) for row in new]
@@ -407,7 +407,7 @@ class GriffinLM(TemplateLM):
     def chat_template(self, chat_template=False):
         """Returns the template that lm-eval notes beside its results."""
         turn_format = self.model.preprocessor.turn_format
-        return turns.CHAT_TEMPLATES[turn_format] or ""
+        return chat_template.CHAT_TEMPLATES[turn_format] or ""
 
     @property
     def tokenizer_name(self):

@@ -3,10 +3,10 @@ from keras import ops
 
 from keras_griffin.layers.gated_mlp import GatedMLP
 from keras_griffin.layers.local_mqa import LocalMQA
-from keras_griffin.layers.placement import keep_rows
 from keras_griffin.layers.recurrent_block import RecurrentBlock
 from keras_griffin.layers.replica_dropout import ReplicaDropout
 from keras_griffin.layers.rms_normalization import RMSNormalization
+from keras_griffin.layers.sharding_constraint import keep_rows
 from keras_griffin.layers.temporal_layer import TemporalLayer
 
 

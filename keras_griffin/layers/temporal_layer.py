@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_griffin.layers.input_checks import check_row_shape
 from keras_griffin.layers.token_layout import TokenLayout
 from keras_griffin.layers.token_layout import init_rows
 
@@ -175,18 +176,3 @@ class TemporalLayer(keras.layers.Layer):
             if value is None:
                 continue
             check_row_shape(name, value, x)
-
-
-def check_row_shape(name, value, x):
-    """Raises unless `value` is (batch, time) like the first axes of `x`."""
-    expected, shape = tuple(x.shape[:2]), tuple(value.shape)
-    matches = len(shape) == 2 and all(
-        a is None or b is None or a == b
-        for a, b in zip(expected, shape, strict=True)
-    )
-    if not matches:
-        raise ValueError(
-            f"`{name}` must have shape (batch, time), one entry a token. "
-            f"Received: {name}.shape={shape} for tokens of shape {expected}. "
-            "Give one value for every token of every row."
-        )

@@ -1,29 +1,29 @@
 import keras
 import ml_dtypes
-import numpy as np
 from keras import ops
 from keras_hub.models import Backbone
 
+from keras_griffin.checkpoints import exporting
+from keras_griffin.checkpoints.preset_index import preset_summaries
+from keras_griffin.checkpoints.preset_loading import build_backbone
+from keras_griffin.checkpoints.preset_loading import find_preset
 from keras_griffin.distribution.layout_map import layout_map
 from keras_griffin.layers.block_diagonal_dense import fan_in_normal
 from keras_griffin.layers.gated_mlp import GatedMLP
+from keras_griffin.layers.input_checks import check_inputs
+from keras_griffin.layers.input_checks import fill_inputs
 from keras_griffin.layers.local_mqa import LocalMQA
-from keras_griffin.layers.placement import keep_rows
 from keras_griffin.layers.recurrent_block import RecurrentBlock
 from keras_griffin.layers.replica_dropout import ReplicaDropout
 from keras_griffin.layers.residual_block import ResidualBlock
 from keras_griffin.layers.rms_normalization import RMSNormalization
-from keras_griffin.layers.temporal_layer import check_row_shape
+from keras_griffin.layers.sharding_constraint import keep_rows
 from keras_griffin.layers.token_layout import ROW_KEYS
 from keras_griffin.layers.token_layout import TokenLayout
 from keras_griffin.layers.token_layout import init_rows
 from keras_griffin.layers.token_layout import permute
-from keras_griffin.models import adapters
-from keras_griffin.models import exporting
-from keras_griffin.models import quantization
-from keras_griffin.models.preset_index import preset_summaries
-from keras_griffin.models.preset_loading import build_backbone
-from keras_griffin.models.preset_loading import find_preset
+from keras_griffin.training import lora
+from keras_griffin.training import quantization
 
 BLOCK_TYPES = ("recurrent", "local_attention", "global_attention")
 
@@ -529,7 +529,7 @@ class GriffinBackbone(Backbone):
     def default_lora_layer_names(self):
         """Returns the names of all layers that can have an adapter."""
         present = {layer.name for layer in self._flatten_layers()}
-        return [name for name in adapters.LORA_LAYER_NAMES if name in present]
+        return [name for name in lora.LORA_LAYER_NAMES if name in present]
 
     def enable_lora(self, rank, target_layer_names=None):
         """Freezes all weights and trains low-rank adapters beside matrices.
@@ -566,9 +566,9 @@ class GriffinBackbone(Backbone):
         """
         names = target_layer_names
         names = self.default_lora_layer_names() if names is None else names
-        adapters.check_targets(self, rank, names)
+        lora.check_targets(self, rank, names)
         super().enable_lora(rank, names)
-        adapters.freeze_biases(self)
+        lora.freeze_biases(self)
 
     def load_lora_weights(self, filepath):
         """Loads adapters, and enables them on their layers if need be.
@@ -580,8 +580,8 @@ class GriffinBackbone(Backbone):
             ValueError: for another file, a backbone of other sizes, or one
                 whose adapters are of another rank or on other layers.
         """
-        rank, names = adapters.targets_of_file(self, filepath)
-        enabled = adapters.lora_layers(self)
+        rank, names = lora.targets_of_file(self, filepath)
+        enabled = lora.lora_layers(self)
         if not enabled:
             self.enable_lora(rank, names)
         elif sorted({layer.name for layer in enabled}) != names:
@@ -602,7 +602,7 @@ class GriffinBackbone(Backbone):
         Raises:
             ValueError: without adapters, and for quantized layers.
         """
-        adapters.merge(self)
+        lora.merge(self)
 
     def quantize(self, mode=None, config=None, filters=None, **kwargs):
         """Quantizes the matrices. See `GriffinCausalLM.quantize`."""
@@ -659,57 +659,6 @@ class GriffinBackbone(Backbone):
         quantization.set_input_quantizers(backbone, saved)
         quantization.save_zero_points(backbone)
         return backbone
-
-
-def fill_inputs(inputs):
-    """Adds what may be left out of a dict of inputs."""
-    if isinstance(inputs, dict) and "segment_ids" not in inputs:
-        return {**inputs, "segment_ids": None}
-    return inputs
-
-
-def check_inputs(inputs, vocabulary_size):
-    """Raises for inputs that no model could take; looks at NumPy arrays only.
-
-    On an accelerator an id out of range reads another token's embedding
-    without a word, and looking at a device array would wait for the device.
-    """
-    if not isinstance(inputs, dict) or "token_ids" not in inputs:
-        raise ValueError(
-            "Inputs must be a dict with 'token_ids' and 'padding_mask'. "
-            f"Received: {type(inputs).__name__}"
-            + (f" with {sorted(inputs)}" if isinstance(inputs, dict) else "")
-            + ". Text is tokenized by a GriffinCausalLMPreprocessor."
-        )
-    token_ids = inputs["token_ids"]
-    if len(token_ids.shape) != 2:
-        raise ValueError(
-            "`token_ids` must have shape (batch, time). Received: shape "
-            f"{tuple(token_ids.shape)}. Add the missing axis."
-        )
-    for name in ("padding_mask", "segment_ids"):
-        if inputs.get(name) is not None:
-            check_row_shape(name, inputs[name], token_ids)
-    if isinstance(token_ids, np.ndarray):
-        check_token_ids(token_ids, vocabulary_size)
-
-
-def check_token_ids(token_ids, vocabulary_size):
-    """Raises unless a NumPy array holds ids of the vocabulary."""
-    if not np.issubdtype(token_ids.dtype, np.integer):
-        raise ValueError(
-            "`token_ids` must be integers. Received: dtype "
-            f"{token_ids.dtype}. Text is tokenized by a "
-            "GriffinCausalLMPreprocessor."
-        )
-    if token_ids.size == 0:
-        return
-    low, high = int(token_ids.min()), int(token_ids.max())
-    if low < 0 or high >= vocabulary_size:
-        raise ValueError(
-            f"`token_ids` must lie in [0, {vocabulary_size - 1}]. Received: "
-            f"ids from {low} to {high}. Is the tokenizer this model's own?"
-        )
 
 
 def _check_positive(**sizes):

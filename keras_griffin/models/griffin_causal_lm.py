@@ -6,26 +6,26 @@ import keras_hub
 from keras import ops
 from keras_hub.models import CausalLM
 
+from keras_griffin.checkpoints import exporting
+from keras_griffin.checkpoints.preset_index import preprocessor_arguments
+from keras_griffin.checkpoints.preset_loading import find_preset
 from keras_griffin.distribution.griffin_parallel import GriffinParallel
 from keras_griffin.distribution.layout_map import check_layout_map
-from keras_griffin.models import exported_step
-from keras_griffin.models import exporting
-from keras_griffin.models import generation
-from keras_griffin.models import quantization
-from keras_griffin.models import turns
-from keras_griffin.models.chat_session import ChatSession
-from keras_griffin.models.compiled_functions import CompiledFunctions
+from keras_griffin.generation import chat_template
+from keras_griffin.generation import decoding
+from keras_griffin.generation import exported_steps
+from keras_griffin.generation.chat_session import ChatSession
+from keras_griffin.generation.compiled_functions import CompiledFunctions
+from keras_griffin.generation.state_files import load_state
+from keras_griffin.generation.state_files import save_state
+from keras_griffin.layers.input_checks import check_inputs
+from keras_griffin.layers.input_checks import fill_inputs
 from keras_griffin.models.griffin_backbone import GriffinBackbone
-from keras_griffin.models.griffin_backbone import check_inputs
-from keras_griffin.models.griffin_backbone import fill_inputs
 from keras_griffin.models.griffin_causal_lm_preprocessor import (
     GriffinCausalLMPreprocessor,
 )
-from keras_griffin.models.preset_index import preprocessor_arguments
-from keras_griffin.models.preset_loading import find_preset
-from keras_griffin.models.states import load_state
-from keras_griffin.models.states import save_state
-from keras_griffin.models.token_losses import token_losses
+from keras_griffin.training import quantization
+from keras_griffin.training.chunked_cross_entropy import token_losses
 
 # The model whose step of training or evaluation is running: `call` returns
 # its hidden states, and `compute_loss` expects them.
@@ -370,7 +370,7 @@ class GriffinCausalLM(CausalLM):
         if self._goes_through_pipeline(x):
             x = self.preprocessor.for_pipeline(x)
             validation = kwargs.get("validation_data")
-            if turns.are_conversations(validation):
+            if chat_template.are_conversations(validation):
                 validation = self.preprocessor.for_pipeline(validation)
                 kwargs["validation_data"] = (validation,)
             return super().fit(x, y, **kwargs)
@@ -435,7 +435,7 @@ class GriffinCausalLM(CausalLM):
         if isinstance(distribution, GriffinParallel):
             check_layout_map(distribution.layout_map, self)
         self._functions = CompiledFunctions(self)
-        generation.check_sampler(self.sampler, self.backbone.vocabulary_size)
+        decoding.check_sampler(self.sampler, self.backbone.vocabulary_size)
         self._loss_in_pieces = (
             type(self.loss) is keras.losses.SparseCategoricalCrossentropy
             and self.loss.from_logits
@@ -570,7 +570,7 @@ class GriffinCausalLM(CausalLM):
         logits, state = model.decode_step(np.array([9]), state)
         ```
         """
-        return generation.prefill(self, inputs, state)
+        return decoding.prefill(self, inputs, state)
 
     def save_state(self, state, path):
         """Writes a state to a file, to go on from it later or elsewhere.
@@ -621,7 +621,7 @@ class GriffinCausalLM(CausalLM):
         Raises:
             ValueError: if `token_ids` is not of rank 1.
         """
-        return generation.decode_step(self, token_ids, state)
+        return decoding.decode_step(self, token_ids, state)
 
     # Weights that came or went since the last step need another function.
 
@@ -699,7 +699,7 @@ class GriffinCausalLM(CausalLM):
         model.generate("ROMEO:", max_new_tokens=20, temperature=0.8, seed=1)
         ```
         """
-        return generation.generate(
+        return decoding.generate(
             self,
             inputs,
             max_length,
@@ -717,11 +717,9 @@ class GriffinCausalLM(CausalLM):
         """Returns the function of token ids that KerasHub knows."""
 
         def generate_function(inputs, stop_token_ids=None):
-            prompts = generation.make_prompts(self, inputs, None, None, None)
-            stop_token_ids = generation.find_stop_token_ids(
-                self, stop_token_ids
-            )
-            generated, _ = generation.generate_tokens(
+            prompts = decoding.make_prompts(self, inputs, None, None, None)
+            stop_token_ids = decoding.find_stop_token_ids(self, stop_token_ids)
+            generated, _ = decoding.generate_tokens(
                 self, prompts, stop_token_ids, self.sampler, None
             )
             return prompts.outputs(generated, stop_token_ids)
@@ -739,7 +737,7 @@ class GriffinCausalLM(CausalLM):
         Returns:
             `(batch, width)` ids; the last `max(num_steps)` are new.
         """
-        return generation.generate_step(self, inputs, stop_token_ids, sampler)
+        return decoding.generate_step(self, inputs, stop_token_ids, sampler)
 
     def generate_stream(
         self,
@@ -783,7 +781,7 @@ class GriffinCausalLM(CausalLM):
             print(piece, end="", flush=True)
         ```
         """
-        return generation.generate_stream(
+        return decoding.generate_stream(
             self,
             inputs,
             max_length,
@@ -820,7 +818,7 @@ class GriffinCausalLM(CausalLM):
         `"logits"` `(batch_size, vocabulary_size)` are of the token after each
         row's last real one. A long prompt is read in several calls. ONNX
         knows outputs by their order: sorted by name.
-        `benchmarks/exported_generation.py` generates from the files.
+        `benchmarks/speed/exported_generation.py` generates from the files.
 
         Args:
             folder: str or path. Gets `prefill` and `decode_step`, with the
@@ -843,7 +841,7 @@ class GriffinCausalLM(CausalLM):
         model.export_steps("exported", format="torch", prompt_length=16)
         ```
         """
-        exported_step.export_steps(
+        exported_steps.export_steps(
             self, folder, format, batch_size, prompt_length, max_length
         )
 
@@ -881,7 +879,7 @@ class GriffinCausalLM(CausalLM):
         model.score("To be, or not to be").sum()
         ```
         """
-        return generation.score(self, inputs, state, return_greedy)
+        return decoding.score(self, inputs, state, return_greedy)
 
 
 class _Reduction(keras.losses.Loss):

@@ -6,15 +6,15 @@ import numpy as np
 from keras_hub.layers import StartEndPacker
 from keras_hub.models import CausalLMPreprocessor
 
-from keras_griffin.models import exporting
-from keras_griffin.models import turns
+from keras_griffin.checkpoints import exporting
+from keras_griffin.checkpoints.preset_download import CHAT_TEMPLATE_FILE
+from keras_griffin.checkpoints.preset_download import TOKENIZER_CONFIG_FILE
+from keras_griffin.checkpoints.preset_index import preprocessor_arguments
+from keras_griffin.checkpoints.preset_loading import find_preset
+from keras_griffin.generation import chat_template
 from keras_griffin.models.griffin_backbone import GriffinBackbone
 from keras_griffin.models.griffin_tokenizer import GriffinTokenizer
 from keras_griffin.models.griffin_tokenizer import check_text
-from keras_griffin.models.preset_download import CHAT_TEMPLATE_FILE
-from keras_griffin.models.preset_download import TOKENIZER_CONFIG_FILE
-from keras_griffin.models.preset_index import preprocessor_arguments
-from keras_griffin.models.preset_loading import find_preset
 
 PAIR = {"prompts", "responses"}
 # Conversations on their way through a pipeline.
@@ -111,11 +111,11 @@ class GriffinCausalLMPreprocessor(CausalLMPreprocessor):
         turn_format=None,
         **kwargs,
     ):
-        if turn_format not in turns.TURN_FORMATS:
+        if turn_format not in chat_template.TURN_FORMATS:
             raise ValueError(
-                f"`turn_format` must be one of {turns.TURN_FORMATS}. Received: "
-                f"{turn_format!r}. RecurrentGemma's instruction-tuned models "
-                "use 'gemma'."
+                f"`turn_format` must be one of {chat_template.TURN_FORMATS}. "
+                f"Received: {turn_format!r}. RecurrentGemma's "
+                "instruction-tuned models use 'gemma'."
             )
         super().__init__(
             tokenizer,
@@ -156,7 +156,7 @@ class GriffinCausalLMPreprocessor(CausalLMPreprocessor):
         stops = (self.tokenizer.end_token_id,)
         if self.turn_format is None:
             return stops
-        return (*stops, self.tokenizer.token_to_id(turns.END_OF_TURN))
+        return (*stops, self.tokenizer.token_to_id(chat_template.END_OF_TURN))
 
     def export_to_transformers(self, path):
         """Writes the tokenizer for transformers, and the turn format.
@@ -200,9 +200,9 @@ class GriffinCausalLMPreprocessor(CausalLMPreprocessor):
 
     def for_pipeline(self, x):
         """Conversations to learn from as strings, anything else as it is."""
-        if turns.is_conversation(x):
+        if chat_template.is_conversation(x):
             return {TURNS_KEY: self._render(x, "model")}
-        if turns.are_conversations(x):
+        if chat_template.are_conversations(x):
             return {TURNS_KEY: [self._render(c, "model") for c in x]}
         return x
 
@@ -214,7 +214,7 @@ class GriffinCausalLMPreprocessor(CausalLMPreprocessor):
                 "load the preprocessor with turn_format='gemma', or write the "
                 "conversation as plain text."
             )
-        return turns.render(messages, last)
+        return chat_template.render(messages, last)
 
     def _call_python(self, x, y=None, sample_weight=None, sequence_length=None):
         if not isinstance(x, dict):
@@ -241,7 +241,9 @@ class GriffinCausalLMPreprocessor(CausalLMPreprocessor):
             texts = texts[None] if scalar else texts
         else:
             scalar = isinstance(first, str) or getattr(first, "ndim", 1) == 0
-            columns = {name: turns.strings(text) for name, text in x.items()}
+            columns = {
+                name: chat_template.strings(text) for name, text in x.items()
+            }
             sizes = {name: len(texts) for name, texts in columns.items()}
             if len(set(sizes.values())) > 1:
                 raise ValueError(
@@ -252,29 +254,33 @@ class GriffinCausalLMPreprocessor(CausalLMPreprocessor):
             texts = [
                 self._join(dict(zip(columns, row, strict=True))) for row in rows
             ]
-        ids, learned = turns.tokenize(self.tokenizer, texts)
+        ids, learned = chat_template.tokenize(self.tokenizer, texts)
         return (ids[0], learned[0]) if scalar else (ids, learned)
 
     def _join(self, x):
         if TURNS_KEY in x:
             return x[TURNS_KEY]
         if self.turn_format is None:
-            return turns.plain_pair(x["prompts"], x["responses"])
-        return turns.user_turn(x["prompts"]) + turns.model_turn(x["responses"])
+            return chat_template.plain_pair(x["prompts"], x["responses"])
+        return chat_template.user_turn(x["prompts"]) + chat_template.model_turn(
+            x["responses"]
+        )
 
     def _tokenize_prompts(self, x):
-        if isinstance(x, turns.Turns):
-            ids, _ = turns.tokenize(self.tokenizer, [x])
+        if isinstance(x, chat_template.Turns):
+            ids, _ = chat_template.tokenize(self.tokenizer, [x])
             return np.array(ids[0], "int32")
-        if isinstance(x, list) and any(isinstance(t, turns.Turns) for t in x):
-            return turns.tokenize(self.tokenizer, x)[0]
+        if isinstance(x, list) and any(
+            isinstance(t, chat_template.Turns) for t in x
+        ):
+            return chat_template.tokenize(self.tokenizer, x)[0]
         return self.tokenizer(x)
 
     def render_prompts(self, x):
         """Conversations to answer as strings, anything else checked."""
-        if turns.is_conversation(x):
+        if chat_template.is_conversation(x):
             return self._render(x, "user")
-        if turns.are_conversations(x):
+        if chat_template.are_conversations(x):
             return [self._render(c, "user") for c in x]
         check_text(x)
         return x
@@ -387,7 +393,7 @@ def _turn_format(folder):
             text = file.read()
         if name == TOKENIZER_CONFIG_FILE:
             text = str(json.loads(text).get("chat_template"))
-        if turns.START_OF_TURN in text:
+        if chat_template.START_OF_TURN in text:
             return "gemma"
     return None
 
@@ -398,13 +404,14 @@ def _check_turn_tokens(tokenizer):
     processor = sentencepiece.SentencePieceProcessor(
         model_proto=tokenizer.proto
     )
-    for token in (turns.START_OF_TURN, turns.END_OF_TURN):
+    for token in (chat_template.START_OF_TURN, chat_template.END_OF_TURN):
         ids = processor.encode(token)
         if len(ids) != 1 or processor.id_to_piece(ids[0]) != token:
             raise ValueError(
                 "turn_format='gemma' needs a vocabulary that reads "
-                f"{turns.START_OF_TURN} and {turns.END_OF_TURN} as one token "
-                "each (user-defined pieces, and no space put in front). "
+                f"{chat_template.START_OF_TURN} and "
+                f"{chat_template.END_OF_TURN} as one token each "
+                "(user-defined pieces, and no space put in front). "
                 f"Received: one that reads {token} as "
                 f"{[processor.id_to_piece(i) for i in ids]}. Take the "
                 "tokenizer of an instruction-tuned model, or turn_format=None."

@@ -5,10 +5,10 @@ import keras
 import numpy as np
 from keras_hub.tokenizers import SentencePieceTokenizer
 
-from keras_griffin.models import exporting
+from keras_griffin.checkpoints import exporting
+from keras_griffin.checkpoints.preset_loading import find_preset
+from keras_griffin.checkpoints.preset_loading import tokenizer_path
 from keras_griffin.models.griffin_backbone import GriffinBackbone
-from keras_griffin.models.preset_loading import find_preset
-from keras_griffin.models.preset_loading import tokenizer_path
 
 
 @keras.saving.register_keras_serializable(package="keras_griffin")

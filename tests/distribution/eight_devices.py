@@ -16,7 +16,7 @@ import numpy as np
 
 import keras_griffin
 from keras_griffin.distribution import GriffinParallel
-from keras_griffin.models import token_losses
+from keras_griffin.training import chunked_cross_entropy
 from support.checks import to_numpy
 from support.models import randomize
 from support.models import steady_adam_w
@@ -238,8 +238,8 @@ def loss_step():
 
 def compare_cut_losses(results):
     logs, change = loss_step()
-    all_at_once = token_losses.MAX_LOGITS
-    token_losses.MAX_LOGITS = (
+    all_at_once = chunked_cross_entropy.MAX_LOGITS
+    chunked_cross_entropy.MAX_LOGITS = (
         ARGUMENTS["vocabulary_size"] * CUT_ROWS * CUT_COLUMNS
     )
     try:
@@ -247,7 +247,7 @@ def compare_cut_losses(results):
             found_logs, found = loss_step()
         text = compiled_step(CUT_MESH)
     finally:
-        token_losses.MAX_LOGITS = all_at_once
+        chunked_cross_entropy.MAX_LOGITS = all_at_once
     for name, value in logs.items():
         results[f"cut: {name}"] = error(found_logs[name], value)
     results["cut: weights"] = max(

@@ -7,7 +7,7 @@ import pytest
 import keras_griffin
 from keras_griffin.evaluation import InductionHeads
 from keras_griffin.evaluation import exact_match
-from keras_griffin.models import generation
+from keras_griffin.generation import decoding
 from keras_griffin.training import ResumableData
 from support.models import PATTERNS
 from support.models import VOCABULARY
@@ -30,7 +30,7 @@ def greedy(model, prompts):
 
 def test_every_token_of_an_answer_counts(monkeypatch):
     # Pieces shorter than the prompts: the state is carried on.
-    monkeypatch.setattr(generation, "PREFILL_CHUNK", 8)
+    monkeypatch.setattr(decoding, "PREFILL_CHUNK", 8)
     # Not what the model samples by.
     model = tiny_model("random", block_types=PATTERNS["mixed"])
     prompts = tokens(6, 16)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 import keras_griffin
-from keras_griffin.models import generation
+from keras_griffin.generation import decoding
 from support import peers
 from support.checks import assert_close
+from support.conversations import instruction_preprocessor
 from support.models import tiny_model
-from support.turns import instruction_preprocessor
 
 WINDOW = peers.GRIFFIN["attention_window_size"]
 LONG = "to be, or not to be: that is the question. " * 3
@@ -60,8 +60,8 @@ def model(theirs, folder):
 @pytest.fixture
 def ours(model, monkeypatch):
     # So that a test's texts are read in several pieces.
-    monkeypatch.setattr(generation, "SCORE_CHUNK", 16)
-    monkeypatch.setattr(generation, "PREFILL_CHUNK", 32)
+    monkeypatch.setattr(decoding, "SCORE_CHUNK", 16)
+    monkeypatch.setattr(decoding, "PREFILL_CHUNK", 32)
     return keras_griffin.evaluation.GriffinLM(model, batch_size=3)
 
 
@@ -144,7 +144,7 @@ def test_few_logits_at_once(ours, monkeypatch):
     expected = ours.model.score({"token_ids": ids})
     # The largest power of 2 that is below 3.
     size = ours.model.backbone.vocabulary_size
-    monkeypatch.setattr(generation, "MAX_LOGITS", 3 * size * 3)
+    monkeypatch.setattr(decoding, "MAX_LOGITS", 3 * size * 3)
     pieces = []
     run = ours.model._functions.run
     monkeypatch.setattr(
@@ -215,7 +215,7 @@ def test_global_attention_has_room_for_the_continuations():
 
 
 def test_generated_text_ends_before_a_stop_string(ours, monkeypatch):
-    monkeypatch.setattr(generation, "DECODE_CHUNK", 4)
+    monkeypatch.setattr(decoding, "DECODE_CHUNK", 4)
     contexts = ["to be, or", "the", LONG]
     expected = ours.model.generate(
         ours._padded([ours.tok_encode(context) for context in contexts], 3),

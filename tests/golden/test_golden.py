@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_griffin.converters import deepmind
+from keras_griffin.checkpoints import deepmind
 from keras_griffin.layers import RGLRU
 from keras_griffin.models.griffin_backbone import GriffinBackbone
 from keras_griffin.models.griffin_causal_lm import GriffinCausalLM

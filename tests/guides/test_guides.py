@@ -185,8 +185,8 @@ def test_public_names_only(script):
 @pytest.mark.parametrize(
     "source",
     [
-        "import keras_griffin.models.states",
-        "from keras_griffin.models.states import save_state",
+        "import keras_griffin.generation.state_files",
+        "from keras_griffin.generation.state_files import save_state",
         "from keras_griffin import models",
         "import keras_griffin\nkeras_griffin.models",
         "from keras_griffin.kernels.linear_scan.api import linear_scan",

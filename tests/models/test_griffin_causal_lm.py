@@ -5,9 +5,9 @@ import pytest
 from keras import ops
 
 import keras_griffin
-from keras_griffin.models.prompts import bucket
-from keras_griffin.models.samplers import settings_of
-from keras_griffin.models.samplers import with_settings
+from keras_griffin.generation.prompts import bucket
+from keras_griffin.generation.sampling import settings_of
+from keras_griffin.generation.sampling import with_settings
 from support.checks import assert_close
 from support.checks import to_numpy
 from support.models import PATTERNS

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_griffin.converters import huggingface
+from keras_griffin.checkpoints import huggingface
 from keras_griffin.models.griffin_backbone import GriffinBackbone
 from keras_griffin.models.griffin_causal_lm import GriffinCausalLM
 from support import peers

@@ -8,8 +8,8 @@ import json
 
 import numpy as np
 
-from keras_griffin.converters import deepmind
-from keras_griffin.converters import weight_map
+from keras_griffin.checkpoints import deepmind
+from keras_griffin.checkpoints import weight_map
 
 # lru_width != width, heads = gate blocks (all that the peers can express), a
 # window shorter than most inputs, and a soft cap low enough to bend logits.

@@ -1,0 +1,1 @@
+"""Presets, and the checkpoints of other libraries, in and out."""

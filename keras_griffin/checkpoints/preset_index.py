@@ -1,0 +1,194 @@
+"""The presets by name: one JSON entry each in `presets/`. Needs no Keras."""
+
+import difflib
+import json
+from importlib import resources
+
+_ENDING = ".json"
+
+
+def _folder():
+    return resources.files("keras_griffin.presets")
+
+
+def preset_names():
+    """The names of all presets, in alphabetical order.
+
+    Returns:
+        A list of strings.
+
+    Example:
+
+    ```python
+    from keras_griffin.checkpoints.preset_index import preset_names
+    "recurrent_gemma_2b_en" in preset_names()  # True
+    ```
+    """
+    return sorted(
+        file.name.removesuffix(_ENDING)
+        for file in _folder().iterdir()
+        if file.name.endswith(_ENDING)
+    )
+
+
+def preset_entry(name):
+    """What is known about a preset before anything is built or downloaded.
+
+    Args:
+        name: string. One of `preset_names()`.
+
+    Returns:
+        A dict: "name", "description", "parameters" (their number, embeddings
+        included), "source" (where the sizes come from), "weights" (`None`, or
+        a dict of handles: "shipped" a folder of `presets/`, "hf", "kaggle"),
+        "backbone" (the arguments of `GriffinBackbone`), and where they are
+        not the defaults "preprocessor" (those of its preprocessor).
+
+    Raises:
+        ValueError: if no preset has this name.
+
+    Example:
+
+    ```python
+    from keras_griffin.checkpoints.preset_index import preset_entry
+    preset_entry("recurrent_gemma_2b_en")["parameters"]  # 2682862080
+    ```
+    """
+    names = preset_names()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        hint = f"Did you mean {', '.join(near)}? " if near else ""
+        raise ValueError(
+            f"A preset's name must be one of the index. Received: {name!r}. "
+            f"{hint}`keras-griffin presets` lists all names."
+        )
+    text = _folder().joinpath(name + _ENDING).read_text(encoding="utf-8")
+    return json.loads(text)
+
+
+def preprocessor_arguments(preset):
+    """What the preprocessor of a preset is made with, beside its tokenizer.
+
+    Args:
+        preset: string. A name, or anything else a preset can be, for which
+            nothing is known here.
+
+    Returns:
+        A dict of arguments of `GriffinCausalLMPreprocessor`.
+    """
+    if preset not in preset_names():
+        return {}
+    return preset_entry(preset).get("preprocessor", {})
+
+
+def preset_summaries():
+    """What KerasHub's classes have as `presets`, for the presets of all names.
+
+    Returns:
+        A dict of name to a dict: "metadata" ("description", "params": the
+        number of parameters, "path", "source") and, where there are weights,
+        their handles ("kaggle_handle", "hf_handle").
+
+    Example:
+
+    ```python
+    presets = keras_griffin.GriffinBackbone.presets
+    presets["recurrent_gemma_2b_en"]["metadata"]["params"]  # 2682862080
+    ```
+    """
+    summaries = {}
+    for name in preset_names():
+        entry = preset_entry(name)
+        summaries[name] = {
+            "metadata": {
+                "description": entry["description"],
+                "params": entry["parameters"],
+                "path": "griffin",
+                "source": entry["source"],
+            }
+        }
+        for hub in ("kaggle", "hf"):
+            if hub in (entry["weights"] or {}):
+                summaries[name][f"{hub}_handle"] = entry["weights"][hub]
+    return summaries
+
+
+def shipped_preset_path(name):
+    """The folder of a preset whose weights came with the package.
+
+    Args:
+        name: string. One of `preset_names()`.
+
+    Returns:
+        A path, or `None` if the weights of this preset are elsewhere.
+
+    Raises:
+        ValueError: if no preset has this name.
+    """
+    shipped = (preset_entry(name)["weights"] or {}).get("shipped")
+    return None if shipped is None else _folder().joinpath(shipped)
+
+
+def parameter_count(backbone):
+    """The exact number of parameters of a backbone, from its arguments.
+
+        embedding + final norm + sum over blocks (2 norms + mixer + MLP)
+
+    The output embedding is tied to the input's, so this is the number of the
+    whole language model too.
+
+    Args:
+        backbone: dict. Arguments of `GriffinBackbone`, with all sizes given.
+
+    Returns:
+        An integer.
+
+    Example:
+
+    ```python
+    from keras_griffin.checkpoints import preset_index
+    entry = preset_index.preset_entry("recurrent_gemma_9b_en")
+    preset_index.parameter_count(entry["backbone"])  # 8579977216
+    ```
+    """
+    hidden = backbone["hidden_dim"]
+    recurrent = backbone["recurrent_dim"]
+    heads = backbone["num_query_heads"] * backbone["head_dim"]
+    # A complex recurrence has half as many gates and decays, and a phase for
+    # each decay.
+    halves = 2 if backbone["recurrence"] == "complex" else 1
+    gate = (recurrent // backbone["num_gate_blocks"] + 1) * recurrent // halves
+    mixers = {
+        "recurrent": 2 * _dense(hidden, recurrent)
+        + (backbone["conv_kernel_size"] + 1) * recurrent
+        + 2 * gate
+        + recurrent  # one decay a channel, or a decay and a phase for two
+        + _dense(recurrent, hidden),
+        "attention": hidden * (heads + 2 * backbone["head_dim"])
+        + _dense(heads, hidden),
+    }
+    mlp = 2 * _dense(hidden, backbone["intermediate_dim"]) + _dense(
+        backbone["intermediate_dim"], hidden
+    )
+    blocks = sum(
+        2 * hidden + mixers[block_type.rpartition("_")[2]] + mlp
+        for block_type in block_sequence(backbone)
+    )
+    return backbone["vocabulary_size"] * hidden + blocks + hidden
+
+
+def block_sequence(backbone):
+    """The type of every block, the pattern repeated to `num_layers`.
+
+    Args:
+        backbone: dict. Arguments of `GriffinBackbone`.
+
+    Returns:
+        A list of strings, `num_layers` long.
+    """
+    pattern = backbone["block_types"]
+    return [pattern[i % len(pattern)] for i in range(backbone["num_layers"])]
+
+
+def _dense(inputs, outputs):
+    return inputs * outputs + outputs

@@ -1,0 +1,1 @@
+"""The `keras-griffin` command, one file a subcommand."""

@@ -1,0 +1,1 @@
+"""How a model makes text: functions of a `GriffinCausalLM`."""

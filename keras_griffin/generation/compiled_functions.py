@@ -1,0 +1,154 @@
+import functools
+import threading
+
+import keras
+
+from keras_griffin.generation.sampling import copy_sampler
+from keras_griffin.generation.sampling import kind_of_sampler
+from keras_griffin.generation.sampling import settings_of
+from keras_griffin.generation.sampling import with_settings
+
+
+class CompiledFunctions:
+    """Functions of a model's weights, each compiled once a shape.
+
+    What the backend compiles with: `jax.jit`, `tf.function`, nothing on
+    PyTorch, where the step of a token is recorded instead.
+
+    Args:
+        model: a compiled `GriffinCausalLM`.
+    """
+
+    def __init__(self, model):
+        self._model = model
+        self._functions = {}
+        self._structure = None
+
+    def run(self, function, *args, xla=False):
+        """Runs `function(model, *args)`, compiled."""
+        self.forget_stale()
+        if function not in self._functions:
+            self._functions[function] = self.compile(
+                functools.partial(function, self._model), xla=xla
+            )
+        return self._functions[function](*args)
+
+    def step(self, function):
+        """`function(model, ...)` of a token, for the weights as they are now.
+
+        Where functions are compiled it becomes part of what calls it.
+        """
+        step = functools.partial(function, self._model)
+        if keras.config.backend() != "torch" or self._model.run_eagerly:
+            return step
+        from keras_griffin.generation.recorded_torch import RecordedStep
+
+        self.forget_stale()
+        if function not in self._functions:
+            self._functions[function] = RecordedStep(step)
+        return self._functions[function].start()
+
+    def with_sampler(self, sampler, function, *static, xla=False):
+        """A compiled `function(model, sampler, *static, ...)`.
+
+        There is one for each kind of sampler: its settings and its random
+        state go in as data.
+        """
+        self.forget_stale()
+        key = (function, static, *kind_of_sampler(sampler))
+        if key not in self._functions:
+            own = copy_sampler(sampler)
+
+            def run(settings, *args):
+                sampler = with_settings(own, settings)
+                return function(self._model, sampler, *static, *args)
+
+            self._functions[key] = (
+                own,
+                self.compile(run, own.variables, xla),
+                threading.Lock(),
+            )
+        own, compiled, lock = self._functions[key]
+
+        def run_with(*args):
+            # Between the assignments the random state is this call's.
+            with lock:
+                for inside, outside in zip(
+                    own.variables, sampler.variables, strict=True
+                ):
+                    inside.assign(outside)
+                outputs = compiled(settings_of(sampler), *args)
+                for inside, outside in zip(
+                    own.variables, sampler.variables, strict=True
+                ):
+                    outside.assign(inside)
+            return outputs
+
+        return run_with
+
+    def forget_stale(self):
+        """Drops compiled functions of weights that are no longer there.
+
+        LoRA, merging and quantization of the backbone change its weights
+        without telling this model, and a `tf.function` would not notice.
+        """
+        model = self._model
+        structure = [(v.path, v.dtype, v.shape) for v in model.variables]
+        if self._structure is None:
+            self._structure = structure
+        elif structure != self._structure:
+            self._structure = structure
+            self._functions = {}
+            model.train_function = None
+            model.test_function = None
+            model.predict_function = None
+            if model._replica_call is not None:
+                model._compile_for_strategy()
+
+    def compile(self, function, variables=(), xla=False):
+        """Compiles a function of the weights that may change `variables`.
+
+        Args:
+            function: callable.
+            variables: those that it may change.
+            xla: bool. Whether TensorFlow should take XLA unless the model
+                was told otherwise.
+        """
+        model = self._model
+        backend = keras.config.backend()
+        if backend == "torch":
+            import torch
+
+            return torch.no_grad()(function)
+        if model.run_eagerly:
+            return function
+        if backend == "tensorflow":
+            import tensorflow as tf
+
+            if model._requested_jit_compile != "auto" or not xla:
+                xla = model.jit_compile
+            # What is traced is written in operations already.
+            return tf.function(function, jit_compile=xla, autograph=False)
+
+        import jax
+
+        @jax.jit
+        def stateless(weights, values, *args):
+            mapping = zip(
+                [*model.variables, *variables], weights + values, strict=True
+            )
+            with keras.StatelessScope(state_mapping=mapping) as scope:
+                outputs = function(*args)
+            return outputs, [scope.get_current_value(v) for v in variables]
+
+        def compiled(*args):
+            outputs, values = stateless(
+                [v.value for v in model.variables],
+                [v.value for v in variables],
+                *args,
+            )
+            for variable, value in zip(variables, values, strict=True):
+                variable.assign(value)
+            return outputs
+
+        return compiled

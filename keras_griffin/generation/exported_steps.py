@@ -1,0 +1,130 @@
+from pathlib import Path
+
+import keras
+from keras import ops
+
+from keras_griffin.generation import decoding
+
+# Format of `export_steps`: what file names end in, and the backends that Keras
+# writes it on.
+EXPORT_ENDINGS = {
+    "tf_saved_model": ("", ("jax", "tensorflow")),
+    "onnx": (".onnx", ("torch",)),
+    "torch": (".pt2", ("torch",)),
+}
+
+
+class ExportedStep(keras.Model):
+    """A step of generation as a model of flat, named arrays, to be exported.
+
+    Args:
+        model: a `GriffinCausalLM`.
+        batch_size: int. Rows.
+        time: int. Tokens that a call reads; with more than one there is a
+            padding mask, and the prompt can be read in several calls.
+        max_length: int. See `GriffinCausalLM.init_state`.
+
+    Call arguments:
+        inputs: dict of `"token_ids"` `(batch, time)`, `"padding_mask"` of the
+            same shape, with the pads last, where `time` is above 1, and the
+            arrays of the state, named `"position"` or `"block_0_recurrent"`,
+            zeros at first.
+
+    Returns:
+        dict of `"logits"` `(batch, vocabulary_size)` of the token after each
+        row's last real one, and of the arrays of the state, sorted by name.
+    """
+
+    def __init__(self, model, batch_size, time, max_length=None, **kwargs):
+        super().__init__(**kwargs)
+        self.causal_lm = model
+        self._structure = model.init_state(batch_size, max_length)
+        self._state = {
+            name: (
+                tuple(leaf.shape),
+                keras.backend.standardize_dtype(leaf.dtype),
+            )
+            for name, leaf in _flat(self._structure).items()
+        }
+        self._shape = batch_size, time
+
+    def signature(self):
+        """`{name: keras.InputSpec}` of the inputs."""
+        kinds = {"token_ids": (self._shape, "int32")}
+        if self._shape[1] > 1:
+            kinds["padding_mask"] = self._shape, "bool"
+        return {
+            name: keras.InputSpec(shape=shape, dtype=dtype, name=name)
+            for name, (shape, dtype) in {**kinds, **self._state}.items()
+        }
+
+    def call(self, inputs):
+        state = keras.tree.pack_sequence_as(
+            self._structure, [inputs[name] for name in self._state]
+        )
+        if self._shape[1] == 1:
+            logits, state = decoding.decode_token(
+                self.causal_lm, inputs["token_ids"][:, 0], state
+            )
+        else:
+            columns = ops.arange(self._shape[1], dtype="int32")
+            logits, state = decoding.prefill_piece(
+                self.causal_lm,
+                {
+                    "token_ids": inputs["token_ids"],
+                    "padding_mask": inputs["padding_mask"],
+                    # Known where pads come last: ONNX has no stable sort.
+                    "positions": state["position"][:, None] + columns,
+                },
+                ops.zeros((), "float32"),
+                state,
+            )
+        outputs = {"logits": logits, **_flat(state)}
+        # Formats that know outputs by their order have them so.
+        return dict(sorted(outputs.items()))
+
+
+def _flat(state):
+    """`{"block_0_recurrent": array}`, in the order of `tree.flatten`."""
+    return {
+        "_".join(map(str, path)).replace("blocks", "block"): leaf
+        for path, leaf in keras.tree.flatten_with_path(state)
+    }
+
+
+def export_steps(model, folder, format, batch_size, prompt_length, max_length):
+    """See `GriffinCausalLM.export_steps`."""
+    backend = keras.config.backend()
+    ending, backends = EXPORT_ENDINGS.get(format, ("", ()))
+    if backend not in backends:
+        known = ", ".join(
+            f"{name!r} on {' or '.join(backends)}"
+            for name, (_, backends) in EXPORT_ENDINGS.items()
+        )
+        raise ValueError(
+            f"`format` must be {known}. Received: format={format!r} on "
+            f"{backend}. Set KERAS_BACKEND to the other backend: weights "
+            "saved by one are loaded by all."
+        )
+    if format == "onnx" and model.backbone.compute_dtype != "float32":
+        raise ValueError(
+            "Keras writes ONNX in float32 alone. Received: a model in "
+            f"{model.backbone.compute_dtype}. Load it with dtype='float32'."
+        )
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, time in (("prefill", prompt_length), ("decode_step", 1)):
+        step = ExportedStep(model, batch_size, time, max_length)
+        signature = step.signature()
+        step(
+            {
+                key: ops.zeros(spec.shape, spec.dtype)
+                for key, spec in signature.items()
+            }
+        )
+        step.export(
+            str(folder / f"{name}{ending}"),
+            format=format,
+            verbose=False,
+            input_signature=[signature],
+        )

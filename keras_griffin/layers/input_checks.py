@@ -1,0 +1,69 @@
+"""What a user gives a model or a layer, looked at before it is used."""
+
+import numpy as np
+
+
+def fill_inputs(inputs):
+    """Adds what may be left out of a dict of inputs."""
+    if isinstance(inputs, dict) and "segment_ids" not in inputs:
+        return {**inputs, "segment_ids": None}
+    return inputs
+
+
+def check_inputs(inputs, vocabulary_size):
+    """Raises for inputs that no model could take; looks at NumPy arrays only.
+
+    On an accelerator an id out of range reads another token's embedding
+    without a word, and looking at a device array would wait for the device.
+    """
+    if not isinstance(inputs, dict) or "token_ids" not in inputs:
+        raise ValueError(
+            "Inputs must be a dict with 'token_ids' and 'padding_mask'. "
+            f"Received: {type(inputs).__name__}"
+            + (f" with {sorted(inputs)}" if isinstance(inputs, dict) else "")
+            + ". Text is tokenized by a GriffinCausalLMPreprocessor."
+        )
+    token_ids = inputs["token_ids"]
+    if len(token_ids.shape) != 2:
+        raise ValueError(
+            "`token_ids` must have shape (batch, time). Received: shape "
+            f"{tuple(token_ids.shape)}. Add the missing axis."
+        )
+    for name in ("padding_mask", "segment_ids"):
+        if inputs.get(name) is not None:
+            check_row_shape(name, inputs[name], token_ids)
+    if isinstance(token_ids, np.ndarray):
+        check_token_ids(token_ids, vocabulary_size)
+
+
+def check_token_ids(token_ids, vocabulary_size):
+    """Raises unless a NumPy array holds ids of the vocabulary."""
+    if not np.issubdtype(token_ids.dtype, np.integer):
+        raise ValueError(
+            "`token_ids` must be integers. Received: dtype "
+            f"{token_ids.dtype}. Text is tokenized by a "
+            "GriffinCausalLMPreprocessor."
+        )
+    if token_ids.size == 0:
+        return
+    low, high = int(token_ids.min()), int(token_ids.max())
+    if low < 0 or high >= vocabulary_size:
+        raise ValueError(
+            f"`token_ids` must lie in [0, {vocabulary_size - 1}]. Received: "
+            f"ids from {low} to {high}. Is the tokenizer this model's own?"
+        )
+
+
+def check_row_shape(name, value, x):
+    """Raises unless `value` is (batch, time) like the first axes of `x`."""
+    expected, shape = tuple(x.shape[:2]), tuple(value.shape)
+    matches = len(shape) == 2 and all(
+        a is None or b is None or a == b
+        for a, b in zip(expected, shape, strict=True)
+    )
+    if not matches:
+        raise ValueError(
+            f"`{name}` must have shape (batch, time), one entry a token. "
+            f"Received: {name}.shape={shape} for tokens of shape {expected}. "
+            "Give one value for every token of every row."
+        )

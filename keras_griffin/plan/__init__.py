@@ -1,0 +1,1 @@
+"""A training step compiled for a TPU slice that is not here."""

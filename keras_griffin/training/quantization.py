@@ -1,0 +1,151 @@
+"""Which layers of a model are quantized, and what of it KerasHub forgets."""
+
+import collections
+import functools
+import re
+
+import keras
+
+from keras_griffin.training.lora import lora_layers
+
+# In the names of policies, as "int8_from_float32".
+SOURCE = "_from_"
+
+# The large matrices; everything else (convolution, gates and decay of the
+# RG-LRU, norms) is small, sensitive, and stays as it is.
+QUANTIZED_LAYERS = {
+    "int8": (keras.layers.Dense, keras.layers.ReversibleEmbedding),
+    "int4": (keras.layers.Dense, keras.layers.ReversibleEmbedding),
+    "float8": (keras.layers.Dense,),
+    "gptq": (keras.layers.Dense,),
+    "awq": (keras.layers.Dense,),
+}
+
+
+def choose_layers(model, mode, filters):
+    """Returns a filter for `keras.Model.quantize`: the layers to quantize.
+
+    Args:
+        model: a built model.
+        mode: `"int8"`, `"int4"`, `"float8"`, `"gptq"` or `"awq"`.
+        filters: the user's: a regular expression, several, a function of a
+            layer, or `None`.
+    """
+    if mode in ("float8", "gptq", "awq") and lora_layers(model):
+        raise ValueError(
+            "Adapters go with int8 and int4 kernels. Received: "
+            f"mode={mode!r} for a model with LoRA. Call `merge_lora` first."
+        )
+    chosen = {
+        id(layer)
+        for layer in model._flatten_layers()
+        if type(layer) in QUANTIZED_LAYERS[mode] and _matches(layer, filters)
+    }
+    if not chosen:
+        raise ValueError(
+            "`filters` must match at least one layer that can be quantized to "
+            f"{mode}. Received: filters={filters!r}. A string is searched in "
+            "the names of the layers: 'down', 'query' and so on."
+        )
+    return lambda layer: id(layer) in chosen
+
+
+def _matches(layer, filters):
+    if filters is None:
+        return True
+    if callable(filters):
+        return filters(layer)
+    patterns = [filters] if isinstance(filters, str) else filters
+    return any(re.search(pattern, layer.name) for pattern in patterns)
+
+
+def saved_quantization(backbone):
+    """How each quantized layer is quantized, by path, for a configuration.
+
+    KerasHub 0.32 saves the kernels' policies alone. It forgets them when a
+    backbone is loaded by itself or in another dtype, and never saves how
+    inputs are rounded, where Keras then takes a default: int4 logits and
+    weight-only int8 would come back different.
+    """
+    return {
+        layer.path: {
+            "policy": _policy(layer).name.partition(SOURCE)[0],
+            "inputs": keras.saving.serialize_keras_object(
+                getattr(layer, "inputs_quantizer", None)
+            ),
+        }
+        for layer in backbone._flatten_layers()
+        if layer.quantization_mode is not None
+    }
+
+
+def quantized_policy(dtype, saved):
+    """The policy of a backbone of which `saved_quantization` tells.
+
+    Args:
+        dtype: dtype or policy, in which what is not quantized computes.
+        saved: dict of `saved_quantization`.
+    """
+    policy = keras.dtype_policies.get(dtype)
+    if isinstance(policy, keras.dtype_policies.DTypePolicyMap):
+        default, policies = policy.default_policy, policy
+    else:
+        default, policies = policy, collections.defaultdict(lambda: policy)
+    quantized = {}
+    for path, layer in saved.items():
+        source = policies[path].name.rpartition(SOURCE)[2]
+        quantized[path] = keras.dtype_policies.get(
+            f"{layer['policy']}{SOURCE}{source}"
+        )
+    others = policies.keys() - quantized.keys()
+    quantized.update({path: policies[path] for path in others})
+    return keras.dtype_policies.DTypePolicyMap(default, quantized)
+
+
+def set_input_quantizers(backbone, saved):
+    """Makes layers round their inputs as `saved_quantization` tells."""
+    for layer in backbone._flatten_layers():
+        if layer.path in saved and hasattr(layer, "inputs_quantizer"):
+            layer.inputs_quantizer = keras.saving.deserialize_keras_object(
+                saved[layer.path]["inputs"]
+            )
+
+
+def save_zero_points(backbone):
+    """Has Keras write the zero points of GPTQ and AWQ kernels.
+
+    Keras 3.15.1 leaves them out as if only int4 kernels had some, and then
+    refuses its own file.
+    """
+    for layer in backbone._flatten_layers():
+        if layer.quantization_mode in ("gptq", "awq"):
+            layer._get_kernel_with_merged_lora = functools.partial(
+                _kernel_to_save, layer
+            )
+
+
+def _kernel_to_save(layer):
+    return None, None, layer.kernel_zero  # kernel, scale, zero point
+
+
+def _policy(layer):
+    policy = layer.dtype_policy
+    if isinstance(policy, keras.dtype_policies.DTypePolicyMap):
+        return policy[layer.path]
+    return policy
+
+
+def check_dtype(dtype):
+    """Raises for one quantized policy for all layers.
+
+    A map from layers' paths to policies, as of a model that was quantized, is
+    the form in which layers know their own.
+    """
+    policy = keras.dtype_policies.get(dtype)
+    if policy.quantization_mode is not None:
+        raise ValueError(
+            "`dtype` must be a float policy, or a DTypePolicyMap whose default "
+            f"is one. Received: {policy.name!r}, which quantizes all layers. "
+            "Load the model in float, then call "
+            f"`model.quantize({policy.quantization_mode!r})`."
+        )

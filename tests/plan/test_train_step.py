@@ -1,0 +1,245 @@
+"""What a training step needs on a TPU slice, compiled without one."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from keras_griffin import start_up
+from keras_griffin.cli import main as cli
+
+pytestmark = pytest.mark.backend_independent
+
+pytest.importorskip("jax")
+
+SCRIPT = """
+import sys
+import keras_griffin
+from keras_griffin.cli import main as cli
+
+backbone = keras_griffin.GriffinBackbone(
+    vocabulary_size=256, num_layers=3, hidden_dim=128, intermediate_dim=384,
+    num_query_heads=2, num_gate_blocks=4, attention_window_size=64,
+)
+backbone.save_to_preset(sys.argv[1])
+plan = ["plan", sys.argv[1], "--slice", "v5e-4", "--remat"]
+assert cli.main([*plan, "--length", "256", "--batch-size", "8"]) == 0
+print("---")
+lora = ["--lora", "2", "--length", "16384", "--batch-size", "4096"]
+assert cli.main([*plan, *lora]) == 0
+"""
+
+
+@pytest.mark.skipif(
+    not importlib.util.find_spec("libtpu"), reason="libtpu is not installed"
+)
+def test_the_report_of_a_tiny_model(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path / "model")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"},
+    )
+    assert result.returncode == 0, result.stderr
+    fits, too_large = result.stdout.split("---\n")
+    assert "Slice: v5e-4, 4 chips, mesh batch=4" in fits
+    assert "8 rows of 256 tokens; mixed_bfloat16, all weights" in fits
+    assert re.search(
+        r"Memory of a chip: 0\.\d\d GiB of 15\.75 GiB: it fits", fits
+    )
+    parameters, trained = re.search(
+        r"([\d,]+) parameters, ([\d,]+) trained", fits
+    ).groups()
+    assert parameters == trained
+    # Weights are divided: they are gathered, and their gradients scattered.
+    assert re.search(r"all-gather: [1-9]", fits)
+    assert re.search(r"(reduce-scatter|all-reduce): [1-9]", fits)
+    # Rank 2 beside each matrix: 2 recurrent blocks, one of attention, 3 MLPs.
+    square, key, mlp = 128 + 128, 128 + 64, 128 + 384
+    lora = 2 * (2 * 3 * square + 2 * square + 2 * key + 3 * 3 * mlp)
+    assert f" {lora:,} trained" in too_large
+    assert "LoRA of rank 2, remat of each block" in too_large
+    assert re.search(
+        r"Memory of a chip: \d{2,}\.\d\d GiB of 15\.75 GiB: IT DOES NOT FIT",
+        too_large,
+    )
+    assert "Collectives" not in too_large
+
+
+CAPACITIES = """
+import jax
+from keras_griffin.plan.train_step_jax import CHIPS, _devices
+
+for generation, chip in CHIPS.items():
+    device = _devices(f"{generation}-{8 if chip['cores'] == 2 else 1}")[0]
+    place = jax.sharding.SingleDeviceSharding(device)
+    x = jax.ShapeDtypeStruct((2**37,), "float32", sharding=place)
+    try:
+        jax.jit(lambda x: x + 1).lower(x).compile()
+    except jax.errors.JaxRuntimeError as error:
+        print(generation, f"({chip['memory']}G)" in str(error), error)
+"""
+
+
+@pytest.mark.skipif(
+    not importlib.util.find_spec("libtpu"), reason="libtpu is not installed"
+)
+def test_the_memory_of_a_chip_is_what_the_compiler_says():
+    result = subprocess.run(
+        [sys.executable, "-c", CAPACITIES],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"},
+    )
+    assert result.returncode == 0, result.stderr
+    for generation in ("v5e", "v5p", "v6e"):
+        assert f"{generation} True" in result.stdout, result.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["griffin_100m", "--slice", "v5e-3"], "Sizes of v5e: [1, 4, 8"),
+        (["griffin_100m", "--slice", "v3-8"], "['v5e', 'v5p', 'v6e']"),
+        (["no_such_preset"], "no_such_preset"),
+        (["./no_such_folder"], "There is no folder ./no_such_folder."),
+    ],
+)
+def test_mistakes_are_told_in_one_line(arguments, message, capsys, monkeypatch):
+    monkeypatch.setattr(start_up, "is_installed", lambda name: True)
+    assert cli.main(["plan", *arguments]) == cli.USAGE_ERROR
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_the_compiler_has_to_be_installed(capsys, monkeypatch):
+    monkeypatch.setattr(start_up, "is_installed", lambda name: False)
+    assert cli.main(["plan", "griffin_100m"]) == cli.USAGE_ERROR
+    assert "pip install libtpu" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "mesh, received",
+    [
+        ("batch", "batch"),
+        ("rows=2", "rows=2"),
+        ("batch=x", "batch=x"),
+        ("batch=0", "0"),
+    ],
+)
+def test_a_mesh_has_named_axes(mesh, received, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["plan", "griffin_100m", "--mesh", mesh])
+    assert f"Received: {received}\n" in capsys.readouterr().err
+
+
+def test_rows_must_divide(monkeypatch):
+    from keras_griffin import plan_jax
+
+    monkeypatch.setattr(plan_jax, "_devices", lambda name: [f"cpu:{0}"] * 4)
+    monkeypatch.setattr(
+        plan_jax, "GriffinParallel", lambda *sizes, devices: _FakeParallel()
+    )
+    with pytest.raises(ValueError, match="must divide `batch_size`"):
+        plan_jax.plan("griffin_100m", "v5e-4", batch_size=6)
+    monkeypatch.setattr("keras.config.backend", lambda: "torch")
+    with pytest.raises(ValueError, match="KERAS_BACKEND=jax"):
+        plan_jax.plan("griffin_100m", "v5e-4")
+
+
+class _FakeParallel:
+    class device_mesh:
+        shape = (4, 1, 1)
+        axis_names = ("batch", "sequence", "model")
+
+
+def test_flops_of_loops_and_gradients_are_counted():
+    import jax
+    import jax.numpy as jnp
+
+    from keras_griffin.plan.train_step_jax import count_flops
+
+    @jax.checkpoint
+    def layer(x, w):
+        return jnp.tanh(x @ w)
+
+    def loss(w, x):
+        x, _ = jax.lax.scan(lambda x, _: (layer(x, w), None), x, length=5)
+        return jnp.sum(x)
+
+    w, x = jnp.ones((4, 4)), jnp.ones((3, 4))
+    product = 2 * 3 * 4 * 4
+    forward = jax.jit(loss).trace(w, x).jaxpr
+    assert count_flops(forward) == 5 * product
+    # Forward, once more for the gradient, and the two products of that.
+    backward = jax.jit(jax.grad(loss)).trace(w, x).jaxpr
+    assert count_flops(backward) == 5 * 4 * product
+
+
+HLO = """
+HloModule jit_step, is_scheduled=true
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %sum = f32[]{:T(128)} add(%a, %b)
+}
+
+%all-reduce-scatter.1 (x: bf16[8,128]) -> bf16[4,128] {
+  %r = bf16[8,128]{1,0} all-reduce(%x), channel_id=1, to_apply=%add
+}
+
+%body (x: f32[4]) -> f32[4] {
+  %g = (f32[4], f32[8]) all-gather-start(%x), channel_id=2, dimensions={0}
+  %s = bf16[4,128]{1,0} fusion(%y), kind=kCustom, calls=%all-reduce-scatter.1
+}
+
+%part (x: f32[4]) -> f32[8] {
+  %again = f32[16]{0} all-gather(%x), channel_id=3, dimensions={0}
+}
+
+ENTRY %main (x: f32[4]) -> f32[4] {
+  %a = f32[16]{0} all-gather(%x), channel_id=3, dimensions={0}
+  %f = f32[16]{0} fusion(%x), kind=kLoop, calls=%part
+  %both = (f32[2,2], bf16[6]) all-reduce(%x, %y), channel_id=4, to_apply=%add
+  %w = f32[4] while(%x), body=%body, config={"known_trip_count":{"n":"7"}}
+}
+"""
+
+
+def test_collectives_are_counted_once_and_in_loops():
+    from keras_griffin.plan.train_step_jax import count_collectives
+
+    assert count_collectives(HLO) == {
+        "all-gather": [1 + 7, 16 * 4 + 7 * 8 * 4],
+        "all-reduce": [1, 4 * 4 + 6 * 2],
+        "reduce-scatter": [7, 7 * 8 * 128 * 2],
+    }
+
+
+def test_what_the_compiler_says_of_too_little_memory():
+    from keras_griffin.plan.train_step_jax import _needed
+
+    used = RuntimeError("Ran out of memory. Used 18.50G of 15.75G hbm.")
+    assert _needed(used, 2**30) == 18.5 * 2**30
+    temporaries = RuntimeError("HLO temporaries (512.0M) exceeds available HBM")
+    assert _needed(temporaries, 2**30) == 1.5 * 2**30
+    with pytest.raises(RuntimeError, match="Mosaic"):
+        _needed(RuntimeError("Mosaic failed to compile"), 0)
+
+
+def test_a_program_that_cannot_be_printed():
+    import jax
+
+    from keras_griffin import plan_jax
+
+    class Compiled:
+        def as_text(self):
+            raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure")
+
+    assert plan_jax._collectives(Compiled()) is None
+    plan = plan_jax.Plan(
+        "tiny", "v6e-8", 8, {"batch": 8}, 8, 64, "", 1, 1, 0, 0, True, 0
+    )
+    assert "Collectives of a step: unknown" in str(plan)

@@ -1,0 +1,259 @@
+"""Cross-entropy of hidden states in pieces equals Keras' own of all logits."""
+
+import re
+
+import keras
+import keras_hub
+import numpy as np
+import pytest
+
+import keras_griffin
+from keras_griffin.training import chunked_cross_entropy
+from support.checks import assert_close
+from support.checks import to_numpy
+from support.models import VOCABULARY
+from support.models import tiny_backbone
+from support.models import tokens
+
+BATCH, TIME = 3, 10
+# All in one piece; pieces that fit; pieces that leave a rest; one by one.
+LIMITS = {
+    "one": BATCH * TIME * VOCABULARY,
+    "fit": BATCH * VOCABULARY * 2,
+    "rest": BATCH * VOCABULARY * 4,
+    "single": 1,
+}
+
+
+class PlainCrossEntropy(keras.losses.SparseCategoricalCrossentropy):
+    """Of another class than Keras' own, it is given all logits."""
+
+
+LOSSES = (PlainCrossEntropy, keras.losses.SparseCategoricalCrossentropy)
+
+
+def data():
+    ids = tokens(BATCH, TIME + 1)
+    x = {
+        "token_ids": ids[:, :-1],
+        "padding_mask": np.ones((BATCH, TIME), "int32"),
+    }
+    weights = np.random.default_rng(1).random((BATCH, TIME), "float32")
+    weights[0, 6:] = 0
+    return x, ids[:, 1:], weights
+
+
+def make(loss=keras.losses.SparseCategoricalCrossentropy, **changes):
+    keras.utils.set_random_seed(0)
+    options = {
+        "num_layers": 1,
+        "block_types": ("recurrent",),
+        "final_logit_soft_cap": 2.0,
+        **changes,
+    }
+    model = keras_griffin.GriffinCausalLM(tiny_backbone(**options))
+    return compile_model(model, loss)
+
+
+def compile_model(model, loss):
+    model.compile(
+        keras.optimizers.SGD(1.0),
+        loss=loss(from_logits=True),
+        metrics=[keras.metrics.SparseTopKCategoricalAccuracy(3, name="top")],
+        weighted_metrics=[
+            keras.metrics.SparseCategoricalAccuracy(name="accuracy"),
+            keras_hub.metrics.Perplexity(from_logits=True, name="perplexity"),
+        ],
+    )
+    return model
+
+
+def step(model, weighted=True):
+    """Logs of one step of gradient descent, and what it subtracted."""
+    x, y, weights = data()
+    before = [to_numpy(v.value) for v in model.trainable_variables]
+    logs = model.train_on_batch(
+        x, y, sample_weight=weights if weighted else None, return_dict=True
+    )
+    return logs, [
+        old - to_numpy(v.value)
+        for old, v in zip(before, model.trainable_variables, strict=True)
+    ]
+
+
+def assert_same_step(actual, expected):
+    assert actual[0].keys() == expected[0].keys()
+    for name, value in expected[0].items():
+        assert_close(actual[0][name], value, name=name)
+    for i, (new, old) in enumerate(zip(actual[1], expected[1], strict=True)):
+        assert_close(new, old, kind="gradients", name=f"weight {i}")
+
+
+@pytest.fixture(scope="module")
+def plain_step():
+    return step(make(PlainCrossEntropy))
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_a_step_equals_that_with_all_logits(limit, plain_step, monkeypatch):
+    monkeypatch.setattr(chunked_cross_entropy, "MAX_LOGITS", LIMITS[limit])
+    assert_same_step(step(make()), plain_step)
+
+
+def test_a_step_without_weights_and_evaluation(monkeypatch):
+    monkeypatch.setattr(chunked_cross_entropy, "MAX_LOGITS", LIMITS["rest"])
+    x, y, weights = data()
+    plain, model = make(PlainCrossEntropy), make()
+    assert_same_step(step(model, weighted=False), step(plain, weighted=False))
+    # Two batches of different sizes.
+    logs, expected = (
+        m.evaluate(
+            x,
+            y,
+            sample_weight=weights,
+            batch_size=2,
+            verbose=0,
+            return_dict=True,
+        )
+        for m in (model, plain)
+    )
+    for name in expected:
+        assert_close(logs[name], expected[name], name=name)
+    # What a user calls gives logits, as ever.
+    assert model.predict(x, verbose=0).shape == (BATCH, TIME, VOCABULARY)
+    assert tuple(model(x).shape) == (BATCH, TIME, VOCABULARY)
+
+
+def test_lora_and_regularizers(monkeypatch):
+    monkeypatch.setattr(chunked_cross_entropy, "MAX_LOGITS", LIMITS["fit"])
+    steps = []
+    for loss in LOSSES:
+        model = make(loss)
+        embedding = model.backbone.token_embedding
+        embedding.enable_lora(2)
+        for v in embedding.trainable_variables:
+            v.assign(np.random.default_rng(0).normal(size=v.shape))
+            v.regularizer = keras.regularizers.L2(0.1)
+        steps.append(step(compile_model(model, loss)))
+    assert_same_step(steps[1], steps[0])
+
+
+def test_a_quantized_embedding(monkeypatch):
+    monkeypatch.setattr(chunked_cross_entropy, "MAX_LOGITS", LIMITS["rest"])
+    x, y, weights = data()
+    results = []
+    for loss in LOSSES:
+        model = make(loss)
+        model.backbone.token_embedding.quantize("int8")
+        compile_model(model, loss)
+        results.append(model.evaluate(x, y, sample_weight=weights, verbose=0))
+    assert_close(np.array(results[1]), np.array(results[0]))
+
+
+def test_gradients_of_pieces_are_summed_in_float32(monkeypatch):
+    gradients = {}
+    for limit in (500 * VOCABULARY, 1):
+        monkeypatch.setattr(chunked_cross_entropy, "MAX_LOGITS", limit)
+        model = make(dtype="bfloat16")
+        embeddings = model.backbone.token_embedding.embeddings
+        # From 0 a step of rate 1 is the gradient, without a further rounding.
+        embeddings.assign(np.zeros(embeddings.shape))
+        # Terms of one sign, so many that bfloat16 would ignore the last ones.
+        ids = tokens(1, 500)
+        x = {"token_ids": ids, "padding_mask": np.ones_like(ids)}
+        model.train_on_batch(x, np.full_like(ids, 5))
+        gradients[limit] = embeddings.value
+    assert_close(
+        gradients[1], gradients[500 * VOCABULARY], "bfloat16", "gradients"
+    )
+
+
+def test_other_losses_get_all_logits():
+    model = make()
+    for loss, options in [
+        (keras.losses.SparseCategoricalCrossentropy(), {}),
+        (
+            keras.losses.SparseCategoricalCrossentropy(
+                from_logits=True, ignore_class=0
+            ),
+            {},
+        ),
+        (
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            {"loss_weights": 2.0},
+        ),
+        (lambda y_true, y_pred: keras.ops.mean(y_pred), {}),
+    ]:
+        model = keras_griffin.GriffinCausalLM(model.backbone)
+        model.compile("sgd", loss=loss, weighted_metrics=None, **options)
+        assert not model._loss_in_pieces
+    x, y, _ = data()
+    loss = model.evaluate(x, y, verbose=0)
+    assert_close(np.array(loss[0]), np.mean(model.predict(x, verbose=0)))
+
+
+def _jax_sizes(model):
+    import jax
+
+    state = [
+        [v.value for v in variables]
+        for variables in (
+            model.trainable_variables,
+            model.non_trainable_variables,
+            model.optimizer.variables,
+            model.metrics_variables,
+        )
+    ]
+    step = jax.jit(model.train_step).lower(state, data())
+    return _sizes_in(step.compile().as_text())
+
+
+def _tf_sizes(model):
+    import tensorflow as tf
+
+    data_tensors = keras.tree.map_structure(tf.convert_to_tensor, data())
+    train_step = tf.function(model.train_step, jit_compile=True)
+    text = train_step.experimental_get_compiler_ir(data_tensors)("hlo")
+    return _sizes_in(text)
+
+
+def _sizes_in(text):
+    shapes = re.findall(r"\w\d+\[([\d,]+)\]", text)
+    return [np.prod([int(n) for n in shape.split(",")]) for shape in shapes]
+
+
+def _torch_sizes(model):
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    sizes = []
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            outputs = function(*args, **(kwargs or {}))
+            sizes.extend(
+                output.numel()
+                for output in keras.tree.flatten(outputs)
+                if hasattr(output, "numel")
+            )
+            return outputs
+
+    with Record():
+        step(model)
+    return sizes
+
+
+def largest_array(model):
+    """Elements of the largest array in a step of training."""
+    model._symbolic_build(data_batch=data())
+    sizes = {"jax": _jax_sizes, "tensorflow": _tf_sizes, "torch": _torch_sizes}
+    return max(sizes[keras.config.backend()](model))
+
+
+def test_no_array_has_the_size_of_all_logits(monkeypatch):
+    # A vocabulary that no other size reaches.
+    changes = {"vocabulary_size": 2000, "hidden_dim": 8}
+    all_logits = BATCH * TIME * 2000
+    assert largest_array(make(PlainCrossEntropy, **changes)) >= all_logits
+    monkeypatch.setattr(chunked_cross_entropy, "MAX_LOGITS", BATCH * 2000 * 3)
+    largest = largest_array(make(**changes))
+    assert largest <= 2000 * max(BATCH * 3, 8)
