@@ -7,7 +7,8 @@
 Each row is compiled by `keras_griffin.plan.train_step_jax.plan` with the
 first 3 and then the first 6 blocks of the model, minutes of CPU and some GiB
 of memory each, and continued in a straight line to all of its blocks: every
-three of them add the same weights, gradients, moments and kept inputs. Where the compilation of 6
+three of them add the same weights, gradients, moments and kept inputs. Where
+the compilation of 6
 blocks is missing, what a block adds is computed from these sizes. Results are
 kept in results/plan.json; only what is missing there is compiled. No TPU is
 used. `--table` compiles nothing.
