@@ -14,6 +14,10 @@ from keras_griffin.distribution.layout_map import check_layout_map
 from keras_griffin.generation import chat_template
 from keras_griffin.generation import decoding
 from keras_griffin.generation import exported_steps
+from keras_griffin.generation import prompts
+from keras_griffin.generation import sampling
+from keras_griffin.generation import scoring
+from keras_griffin.generation import search
 from keras_griffin.generation.chat_session import ChatSession
 from keras_griffin.generation.compiled_functions import CompiledFunctions
 from keras_griffin.generation.state_files import load_state
@@ -435,7 +439,7 @@ class GriffinCausalLM(CausalLM):
         if isinstance(distribution, GriffinParallel):
             check_layout_map(distribution.layout_map, self)
         self._functions = CompiledFunctions(self)
-        decoding.check_sampler(self.sampler, self.backbone.vocabulary_size)
+        sampling.check_sampler(self.sampler, self.backbone.vocabulary_size)
         self._loss_in_pieces = (
             type(self.loss) is keras.losses.SparseCategoricalCrossentropy
             and self.loss.from_logits
@@ -717,12 +721,12 @@ class GriffinCausalLM(CausalLM):
         """Returns the function of token ids that KerasHub knows."""
 
         def generate_function(inputs, stop_token_ids=None):
-            prompts = decoding.make_prompts(self, inputs, None, None, None)
-            stop_token_ids = decoding.find_stop_token_ids(self, stop_token_ids)
+            rows = prompts.make_prompts(self, inputs, None, None, None)
+            stops = sampling.find_stop_token_ids(self, stop_token_ids)
             generated, _ = decoding.generate_tokens(
-                self, prompts, stop_token_ids, self.sampler, None
+                self, rows, stops, self.sampler, None
             )
-            return prompts.outputs(generated, stop_token_ids)
+            return rows.outputs(generated, stops)
 
         return generate_function
 
@@ -737,7 +741,7 @@ class GriffinCausalLM(CausalLM):
         Returns:
             `(batch, width)` ids; the last `max(num_steps)` are new.
         """
-        return decoding.generate_step(self, inputs, stop_token_ids, sampler)
+        return search.generate_step(self, inputs, stop_token_ids, sampler)
 
     def generate_stream(
         self,
@@ -879,7 +883,7 @@ class GriffinCausalLM(CausalLM):
         model.score("To be, or not to be").sum()
         ```
         """
-        return decoding.score(self, inputs, state, return_greedy)
+        return scoring.score(self, inputs, state, return_greedy)
 
 
 class _Reduction(keras.losses.Loss):
