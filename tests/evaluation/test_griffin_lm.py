@@ -8,7 +8,6 @@ import pytest
 import keras_griffin
 from keras_griffin.generation import decoding
 from keras_griffin.generation import scoring
-from keras_griffin.generation import scoring
 from support import peers
 from support.checks import assert_close
 from support.conversations import instruction_preprocessor
