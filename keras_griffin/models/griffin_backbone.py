@@ -102,7 +102,7 @@ class GriffinBackbone(Backbone):
         implementation: which kernel computes the recurrence. See `RGLRU`.
             Defaults to `"auto"`.
         decay_initializer: `"paper"` or `"reference"`. See
-            `DecayInitializer`. Defaults to `"paper"`.
+            `DecayInitializer`. Defaults to `"reference"`.
         dtype: dtype or policy of the computations and weights. Defaults to
             `None`: Keras' own default.
 
@@ -163,7 +163,7 @@ class GriffinBackbone(Backbone):
         layer_norm_epsilon=1e-6,
         dropout=0.0,
         implementation="auto",
-        decay_initializer="paper",
+        decay_initializer="reference",
         dtype=None,
         **kwargs,
     ):

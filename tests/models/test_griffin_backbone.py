@@ -187,7 +187,7 @@ CHANGES = {
     "rope_max_wavelength": 50.0,
     "rope_fraction": 1.0,
     "layer_norm_epsilon": 0.5,
-    "decay_initializer": "reference",
+    "decay_initializer": "paper",
 }
 
 
