@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from keras_griffin.layers import LocalMQA
-from keras_griffin.layers.local_mqa import MIN_QUERY_BLOCK
+from keras_griffin.layers.windowed_attention import MIN_QUERY_BLOCK
 from support import numpy_layers
 from support.checks import assert_close
 from support.checks import to_numpy
