@@ -115,7 +115,7 @@ def importing_keras(backend=None):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only
     with start_up.quiet_tensorflow():
         yield
-    _settle_tensorflow()
+        _settle_tensorflow()
 
 
 def choose_backend(requested):
