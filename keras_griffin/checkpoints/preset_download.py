@@ -129,8 +129,8 @@ def explained(handle):
         raise ConnectionError(
             "A model must be downloaded once before it is used offline. "
             f"Received: {handle!r}, which is not in the cache, while the hub "
-            f"cannot be reached ({_first_line(error)}). Connect and unset "
-            "HF_HUB_OFFLINE, or give the path of a folder."
+            f"cannot be reached ({_first_line(error)}). Connect, unset "
+            "HF_HUB_OFFLINE if it is set, or give the path of a folder."
         ) from error
     except (OSError, *without_token) as error:
         response = getattr(error, "response", None)
