@@ -5,6 +5,7 @@ import numpy as np
 from keras import ops
 
 import keras_griffin
+from support import peers
 from support.checks import to_numpy
 
 VOCABULARY = 29
@@ -50,6 +51,27 @@ def tiny_model(sampler="greedy", **changes):
     model = keras_griffin.GriffinCausalLM(tiny_backbone(**changes))
     model.compile(optimizer="sgd", sampler=sampler)
     return model
+
+
+def model_with_tokenizer():
+    """A model of text, which every format can express."""
+    tokenizer = keras_griffin.GriffinTokenizer(
+        peers.train_tokenizer("bpe", exact=True)
+    )
+    backbone = keras_griffin.GriffinBackbone(
+        **{**peers.GRIFFIN, "vocabulary_size": tokenizer.vocabulary_size()}
+    )
+    randomize(backbone)
+    return keras_griffin.GriffinCausalLM(
+        backbone, keras_griffin.GriffinCausalLMPreprocessor(tokenizer)
+    )
+
+
+def assert_same_weights(received, expected):
+    for ours, theirs in zip(received.weights, expected.weights, strict=True):
+        np.testing.assert_array_equal(
+            to_numpy(ours.value), to_numpy(theirs.value)
+        )
 
 
 def steady_adam_w():
