@@ -11,6 +11,8 @@ from support.models import assert_same_weights
 from support.models import model_with_tokenizer
 from support.models import randomize
 
+pytestmark = pytest.mark.slow
+
 SHARD = 4e-5  # GB
 
 

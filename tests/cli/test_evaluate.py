@@ -14,7 +14,7 @@ from keras_griffin.cli import evaluate
 from keras_griffin.cli.main import USAGE_ERROR
 from keras_griffin.cli.main import main
 
-pytestmark = pytest.mark.backend_independent
+pytestmark = [pytest.mark.backend_independent, pytest.mark.slow]
 
 PRESET = "griffin_shakespeare_en"
 TASKS = {

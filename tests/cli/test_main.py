@@ -72,6 +72,7 @@ def test_light_commands_do_not_import_keras():
         assert done.stdout.splitlines()[-1] == "[]", done.stderr
 
 
+@pytest.mark.slow
 def test_as_a_process(folder):
     """The backend is chosen by the flag, and only text is printed."""
     done = run_command(
