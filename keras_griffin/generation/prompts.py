@@ -5,8 +5,6 @@ import numpy as np
 from keras import ops
 
 from keras_griffin.layers.input_checks import check_inputs
-from keras_griffin.layers.input_checks import check_token_ids
-from keras_griffin.layers.input_checks import fill_inputs
 
 # Widths are rounded up to a power of two from here on, so that a new prompt
 # length or number of new tokens seldom compiles anew.
@@ -45,15 +43,18 @@ class Prompts:
     """
 
     def __init__(self, inputs, vocabulary_size, max_new_tokens=None, skip=0):
-        inputs = fill_inputs(inputs)
+        if isinstance(inputs, dict):
+            inputs = {
+                name: None if value is None else to_numpy(value)
+                for name, value in inputs.items()
+            }
         check_inputs(inputs, vocabulary_size)
-        token_ids = to_numpy(inputs["token_ids"])
+        token_ids = inputs["token_ids"]
         mask = inputs.get("padding_mask")
-        mask = np.ones(token_ids.shape) if mask is None else to_numpy(mask)
-        mask = mask.astype(bool)
+        mask = np.ones(token_ids.shape, bool) if mask is None else mask
+        mask = _one_document(mask)
         if skip:
             mask &= np.cumsum(mask, axis=1) > skip
-        check_token_ids(token_ids, vocabulary_size)
         lengths = mask.sum(axis=1)
         if not lengths.all():
             raise ValueError(
@@ -151,6 +152,19 @@ class Prompts:
         return ids[: ends[0] + keep_stop] if len(ends) else ids
 
 
+def _one_document(mask):
+    """Where real tokens are, a new array; a prompt is one document."""
+    for i, row in enumerate(mask):
+        numbers = row[:0] if mask.dtype == bool else np.unique(row[row != 0])
+        if len(numbers) > 1:
+            raise ValueError(
+                "A prompt must be one document: one number in `padding_mask`, "
+                f"and 0 at pads. Received: {numbers} in row {i} of "
+                f"{len(mask)}. Give each document a row of its own."
+            )
+    return mask.astype(bool)
+
+
 def prompt_pieces(arrays, size):
     """Yields the columns of `arrays` in tensors of at most `size` columns.
 
@@ -172,8 +186,9 @@ def prompt_pieces(arrays, size):
                 for name, array in piece.items()
             }
         yield {
+            # A mask of bools stays one: it numbers no documents.
             name: ops.convert_to_tensor(
-                array, dtype="bool" if name == "padding_mask" else "int32"
+                array.astype("bool" if array.dtype == bool else "int32")
             )
             for name, array in piece.items()
         }
