@@ -21,8 +21,6 @@ from keras_griffin.generation.sampling import is_search
 from keras_griffin.generation.search import search
 from keras_griffin.generation.state_files import repeat_rows
 from keras_griffin.layers.input_checks import check_inputs
-from keras_griffin.layers.input_checks import check_token_ids
-from keras_griffin.layers.input_checks import fill_inputs
 
 # Tokens. Longer prompts are read in pieces of this size, in bounded memory.
 PREFILL_CHUNK = 2048
@@ -37,13 +35,11 @@ STOP_IDS = 8
 
 def prefill(model, inputs, state):
     """See `GriffinCausalLM.prefill`."""
-    inputs = fill_inputs(inputs)
-    if isinstance(inputs, dict) and "token_ids" in inputs:
+    if isinstance(inputs, dict):
         inputs = {
-            name: None if inputs.get(name) is None else to_numpy(value)
-            for name, value in {"padding_mask": None, **inputs}.items()
+            name: None if value is None else to_numpy(value)
+            for name, value in inputs.items()
         }
-        check_token_ids(inputs["token_ids"], model.backbone.vocabulary_size)
     check_inputs(inputs, model.backbone.vocabulary_size)
     batch, time = inputs["token_ids"].shape
     if time == 0:

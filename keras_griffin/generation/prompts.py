@@ -5,8 +5,6 @@ import numpy as np
 from keras import ops
 
 from keras_griffin.layers.input_checks import check_inputs
-from keras_griffin.layers.input_checks import check_token_ids
-from keras_griffin.layers.input_checks import fill_inputs
 
 # Widths are rounded up to a power of two from here on, so that a new prompt
 # length or number of new tokens seldom compiles anew.
@@ -155,15 +153,30 @@ def make_prompts(model, inputs, max_length, max_new_tokens, state):
         if max_new_tokens is None:
             max_length = max_length or preprocessor.sequence_length
         return Prompts(rows, max_length, max_new_tokens)
-    inputs = fill_inputs(inputs)
+    if isinstance(inputs, dict):
+        inputs = {
+            name: None if value is None else to_numpy(value)
+            for name, value in inputs.items()
+        }
     check_inputs(inputs, model.backbone.vocabulary_size)
-    token_ids = to_numpy(inputs["token_ids"])
-    check_token_ids(token_ids, model.backbone.vocabulary_size)
-    mask = inputs.get("padding_mask")
-    mask = np.ones(token_ids.shape) if mask is None else to_numpy(mask)
-    mask = mask.astype(bool)
+    token_ids, mask = inputs["token_ids"], inputs.get("padding_mask")
+    mask = np.ones(token_ids.shape, bool) if mask is None else mask
+    mask = _one_document(mask)
     rows = [row[real] for row, real in zip(token_ids, mask, strict=True)]
     return Prompts(rows, max_length or token_ids.shape[1], max_new_tokens, mask)
+
+
+def _one_document(mask):
+    """Where real tokens are, a new array; a prompt is one document."""
+    for i, row in enumerate(mask):
+        numbers = row[:0] if mask.dtype == bool else np.unique(row[row != 0])
+        if len(numbers) > 1:
+            raise ValueError(
+                "A prompt must be one document: one number in `padding_mask`, "
+                f"and 0 at pads. Received: {numbers} in row {i} of "
+                f"{len(mask)}. Give each document a row of its own."
+            )
+    return mask.astype(bool)
 
 
 def prompt_pieces(arrays, size):
@@ -187,8 +200,9 @@ def prompt_pieces(arrays, size):
                 for name, array in piece.items()
             }
         yield {
+            # A mask of bools stays one: it numbers no documents.
             name: ops.convert_to_tensor(
-                array, dtype="bool" if name == "padding_mask" else "int32"
+                array.astype("bool" if array.dtype == bool else "int32")
             )
             for name, array in piece.items()
         }

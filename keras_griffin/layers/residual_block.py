@@ -106,7 +106,6 @@ class ResidualBlock(TemporalLayer):
         self,
         x,
         padding_mask=None,
-        segment_ids=None,
         initial_state=None,
         return_state=False,
         positions=None,
@@ -116,7 +115,6 @@ class ResidualBlock(TemporalLayer):
         return super().call(
             x,
             padding_mask,
-            segment_ids,
             initial_state,
             return_state,
             positions,

@@ -23,7 +23,7 @@ from keras_griffin.generation.compiled_functions import CompiledFunctions
 from keras_griffin.generation.state_files import load_state
 from keras_griffin.generation.state_files import save_state
 from keras_griffin.layers.input_checks import check_inputs
-from keras_griffin.layers.input_checks import fill_inputs
+from keras_griffin.layers.input_checks import check_names
 from keras_griffin.models.griffin_backbone import GriffinBackbone
 from keras_griffin.models.griffin_causal_lm_preprocessor import (
     GriffinCausalLMPreprocessor,
@@ -273,14 +273,13 @@ class GriffinCausalLM(CausalLM):
         return logits if cap is None else cap * ops.tanh(logits / cap)
 
     def __call__(self, inputs, *args, **kwargs):
-        inputs = fill_inputs(inputs)
         check_inputs(inputs, self.backbone.vocabulary_size)
         return super().__call__(inputs, *args, **kwargs)
 
     # Keras looks for `training` by name: without it nothing would drop out.
     def call(self, inputs, training=None, mask=None):
         # On JAX, `fit` comes here without passing `__call__`.
-        inputs = fill_inputs(inputs)
+        check_names(inputs)
         in_step = _in_step.get() is self
         if self._replica_call is not None:
             return self._replica_call(inputs, training, in_step)
@@ -553,8 +552,9 @@ class GriffinCausalLM(CausalLM):
         prompt of any length can be read in pieces.
 
         Args:
-            inputs: dict of `"token_ids"` `(batch, time)` and optionally
-                `"padding_mask"` and `"segment_ids"`, both `(batch, time)`.
+            inputs: dict of `"token_ids"` and optionally `"padding_mask"`,
+                both `(batch, time)`; numbers in the mask are documents, as of
+                a call of `GriffinBackbone`, and bools are not.
             state: from an earlier call. `None`: a fresh state (which global
                 attention can't have: use `init_state`). Defaults to `None`.
 

@@ -209,11 +209,7 @@ def _abstract_step(model, distribution, batch_size, length):
         return abstract(shape, dtype, distribution.get_data_layout(shape))
 
     data = (
-        {
-            "token_ids": row("int32"),
-            "padding_mask": row("int32"),
-            "segment_ids": row("int32"),
-        },
+        {"token_ids": row("int32"), "padding_mask": row("int32")},
         row("int32"),
         row("float32"),
     )

@@ -271,13 +271,13 @@ class Rows:
 
     x: np.ndarray
     mask: np.ndarray
-    segment_ids: np.ndarray
+    documents: np.ndarray  # numbers, 0 at pads
     real_x: np.ndarray
-    real_segment_ids: np.ndarray
+    real_documents: np.ndarray
 
     @property
     def inputs(self):
-        return {"padding_mask": self.mask, "segment_ids": self.segment_ids}
+        return {"padding_mask": np.where(self.mask, self.documents, 0)}
 
     def take_real(self, values):
         """`(rows, time, ...)` without its pads."""
@@ -308,10 +308,10 @@ PADS = {
     ),
 }
 TIME, NUM_REAL = 16, 11
-# Documents of each row, shorter and longer than convolution and window. An
-# id may come back: it is a change of id that starts a document.
+# Documents of each row, shorter and longer than convolution and window. A
+# number may come back: it is a change of number that starts a document.
 DOCUMENTS = ((3, 5, 2, 1), (1, 1, 4, 5), (4, 3, 3, 1))
-SEGMENT_IDS = (1, 7, 1, 2)
+NUMBERS = (1, 7, 1, 2)
 # Pads hold values large enough to be seen wherever they leak.
 GARBAGE = 1000.0
 
@@ -320,19 +320,16 @@ def make_rows(pads, documents=DOCUMENTS, seed=0):
     """`Rows` with the pads of `PADS[pads]`, random tokens and documents."""
     mask = np.array([[c == "#" for c in row] for row in PADS[pads]])
     real_x = normal((BATCH, NUM_REAL, WIDTH), seed)
-    real_ids = np.stack(
-        [np.repeat(SEGMENT_IDS[: len(row)], row) for row in documents]
+    real_documents = np.stack(
+        [np.repeat(NUMBERS[: len(row)], row) for row in documents]
     ).astype("int32")
-    rng = np.random.default_rng(seed + 1)
-    rows = Rows(None, mask, None, real_x, real_ids)
+    rows = Rows(None, mask, None, real_x, real_documents)
+    rows.documents = rows.spread(real_documents, 0)
     rows.x = np.where(
         mask[..., None],
         rows.spread(real_x),
         normal((BATCH, TIME, WIDTH), seed + 2, GARBAGE),
     )
-    rows.segment_ids = np.where(
-        mask, rows.spread(real_ids), rng.integers(0, 9, mask.shape)
-    ).astype("int32")
     return rows
 
 
