@@ -1,3 +1,5 @@
+import inspect
+
 import keras
 import ml_dtypes
 from keras import ops
@@ -8,55 +10,21 @@ from keras_griffin.checkpoints.preset_index import preset_summaries
 from keras_griffin.checkpoints.preset_loading import build_backbone
 from keras_griffin.checkpoints.preset_loading import find_preset
 from keras_griffin.distribution.layout_map import layout_map
-from keras_griffin.layers.block_diagonal_dense import fan_in_normal
-from keras_griffin.layers.gated_mlp import GatedMLP
+from keras_griffin.layers.compact_rows import CompactRows
+from keras_griffin.layers.compact_rows import RestoreRows
 from keras_griffin.layers.input_checks import check_inputs
 from keras_griffin.layers.input_checks import check_names
-from keras_griffin.layers.local_mqa import LocalMQA
 from keras_griffin.layers.recurrent_block import RecurrentBlock
 from keras_griffin.layers.replica_dropout import ReplicaDropout
-from keras_griffin.layers.residual_block import ResidualBlock
+from keras_griffin.layers.residual_block import keep_rows
 from keras_griffin.layers.rms_normalization import RMSNormalization
-from keras_griffin.layers.sharding_constraint import keep_rows
 from keras_griffin.layers.token_layout import ROW_KEYS
 from keras_griffin.layers.token_layout import TokenLayout
 from keras_griffin.layers.token_layout import init_rows
-from keras_griffin.layers.token_layout import permute
+from keras_griffin.models.griffin_blocks import complete_arguments
+from keras_griffin.models.griffin_blocks import make_blocks
 from keras_griffin.training import lora
 from keras_griffin.training import quantization
-
-BLOCK_TYPES = ("recurrent", "local_attention", "global_attention")
-
-
-@keras.saving.register_keras_serializable(package="keras_griffin")
-class _CompactRows(keras.layers.Layer):
-    """Moves real tokens to the front and finds their positions, once."""
-
-    def call(self, token_ids, padding_mask):
-        batch, time = ops.shape(token_ids)
-        layout = TokenLayout(batch, time, padding_mask)
-        place = layout.place
-        if place is None:
-            place = ops.broadcast_to(
-                ops.arange(time, dtype="int32")[None], (batch, time)
-            )
-        return layout.compact(token_ids), layout.positions, place
-
-    def compute_output_spec(self, token_ids, padding_mask):
-        return tuple(
-            keras.KerasTensor(token_ids.shape, dtype="int32") for _ in range(3)
-        )
-
-
-@keras.saving.register_keras_serializable(package="keras_griffin")
-class _RestoreRows(keras.layers.Layer):
-    """Puts the outputs of compact rows back where the tokens were."""
-
-    def call(self, x, place):
-        return permute(x, place)
-
-    def compute_output_spec(self, x, place):
-        return keras.KerasTensor(x.shape, dtype=self.compute_dtype)
 
 
 @keras.saving.register_keras_serializable(package="keras_griffin")
@@ -168,37 +136,15 @@ class GriffinBackbone(Backbone):
         dtype=None,
         **kwargs,
     ):
+        given = locals()
         quantization.check_dtype(dtype)
-        _check_positive(
-            vocabulary_size=vocabulary_size,
-            num_layers=num_layers,
-            hidden_dim=hidden_dim,
-            intermediate_dim=intermediate_dim,
-            num_query_heads=num_query_heads,
+        arguments = complete_arguments(
+            {name: given[name] for name in ARGUMENTS}
         )
-        block_types = _check_block_types(block_types)
-        if final_logit_soft_cap is not None and final_logit_soft_cap <= 0:
-            raise ValueError(
-                "`final_logit_soft_cap` must be positive, or None for no cap. "
-                f"Received: {final_logit_soft_cap}. RecurrentGemma uses 30."
-            )
-        if head_dim is None:
-            if hidden_dim % num_query_heads:
-                raise ValueError(
-                    "`num_query_heads` must divide `hidden_dim` unless "
-                    "`head_dim` is given. Received: num_query_heads="
-                    f"{num_query_heads}, hidden_dim={hidden_dim}. Give "
-                    "`head_dim`, or a divisor."
-                )
-            head_dim = hidden_dim // num_query_heads
-        recurrent_dim = recurrent_dim or hidden_dim
-        # Each of the 2 branches of every block adds to the residual stream;
-        # this keeps its variance. Source: recurrentgemma `jax/modules.py`.
-        output_kernel_initializer = fan_in_normal(2.0 / num_layers)
 
         # === Layers ===
-        self._compact_rows = _CompactRows(dtype=dtype, name="compact_rows")
-        self._restore_rows = _RestoreRows(dtype=dtype, name="restore_rows")
+        self._compact_rows = CompactRows(dtype=dtype, name="compact_rows")
+        self._restore_rows = RestoreRows(dtype=dtype, name="restore_rows")
         self.token_embedding = keras.layers.ReversibleEmbedding(
             vocabulary_size,
             hidden_dim,
@@ -211,52 +157,7 @@ class GriffinBackbone(Backbone):
         self.embedding_dropout = ReplicaDropout(
             dropout, dtype=dtype, name="embedding_dropout"
         )
-        self.blocks = []
-        for i in range(num_layers):
-            block_type = block_types[i % len(block_types)]
-            if block_type == "recurrent":
-                temporal = RecurrentBlock(
-                    recurrent_dim,
-                    num_gate_blocks=num_gate_blocks,
-                    conv_kernel_size=conv_kernel_size,
-                    recurrence=recurrence,
-                    decay_initializer=decay_initializer,
-                    output_kernel_initializer=output_kernel_initializer,
-                    implementation=implementation,
-                    dtype=dtype,
-                    name="recurrent_block",
-                )
-            else:
-                temporal = LocalMQA(
-                    num_query_heads,
-                    head_dim,
-                    window_size=(
-                        attention_window_size
-                        if block_type == "local_attention"
-                        else None
-                    ),
-                    rope_max_wavelength=rope_max_wavelength,
-                    rope_fraction=rope_fraction,
-                    output_kernel_initializer=output_kernel_initializer,
-                    dtype=dtype,
-                    name="attention",
-                )
-            mlp = GatedMLP(
-                intermediate_dim,
-                output_kernel_initializer=output_kernel_initializer,
-                dtype=dtype,
-                name="mlp",
-            )
-            self.blocks.append(
-                ResidualBlock(
-                    temporal,
-                    mlp,
-                    layer_norm_epsilon=layer_norm_epsilon,
-                    dropout=dropout,
-                    dtype=dtype,
-                    name=f"block_{i}",
-                )
-            )
+        self.blocks = make_blocks(arguments, dtype)
         self.final_norm = RMSNormalization(
             epsilon=layer_norm_epsilon, dtype=dtype, name="final_norm"
         )
@@ -265,43 +166,20 @@ class GriffinBackbone(Backbone):
         self.embedding_scale = 1.0
         if scale_embeddings:
             self.embedding_scale = float(ml_dtypes.bfloat16(hidden_dim**0.5))
-        token_ids = keras.Input((None,), dtype="int32", name="token_ids")
-        padding_mask = keras.Input((None,), dtype="int32", name="padding_mask")
-        compact_ids, positions, place = self._compact_rows(
-            token_ids, padding_mask
-        )
-        x = self._embed(compact_ids)
+        inputs = {
+            name: keras.Input((None,), dtype="int32", name=name)
+            for name in ("token_ids", "padding_mask")
+        }
+        token_ids, positions, place = self._compact_rows(**inputs)
+        x = self._embed(token_ids)
         for block in self.blocks:
             x = block(x, positions=positions)
         x = self._restore_rows(self.final_norm(x), place)
-        super().__init__(
-            inputs={"token_ids": token_ids, "padding_mask": padding_mask},
-            outputs=x,
-            dtype=dtype,
-            **kwargs,
-        )
+        super().__init__(inputs=inputs, outputs=x, dtype=dtype, **kwargs)
 
         # === Config ===
-        self.vocabulary_size = vocabulary_size
-        self.num_layers = num_layers
-        self.hidden_dim = hidden_dim
-        self.intermediate_dim = intermediate_dim
-        self.num_query_heads = num_query_heads
-        self.head_dim = head_dim
-        self.recurrent_dim = recurrent_dim
-        self.block_types = block_types
-        self.attention_window_size = attention_window_size
-        self.num_gate_blocks = num_gate_blocks
-        self.conv_kernel_size = conv_kernel_size
-        self.recurrence = recurrence
-        self.scale_embeddings = scale_embeddings
-        self.final_logit_soft_cap = final_logit_soft_cap
-        self.rope_max_wavelength = rope_max_wavelength
-        self.rope_fraction = rope_fraction
-        self.layer_norm_epsilon = layer_norm_epsilon
-        self.dropout = dropout
-        self.implementation = implementation
-        self.decay_initializer = decay_initializer
+        for name, value in arguments.items():
+            setattr(self, name, value)
 
     @classmethod
     def from_preset(cls, preset, load_weights=True, **kwargs):
@@ -385,7 +263,8 @@ class GriffinBackbone(Backbone):
         x = self.token_embedding(token_ids)
         if self.embedding_scale != 1.0:
             x = x * self.embedding_scale
-        return self.embedding_dropout(keep_rows(x))
+        x = keep_rows(x)
+        return self.embedding_dropout(x) if self.embedding_dropout.rate else x
 
     def __call__(self, inputs, *args, **kwargs):
         check_inputs(inputs, self.vocabulary_size)
@@ -456,25 +335,21 @@ class GriffinBackbone(Backbone):
         layout = TokenLayout(batch, time, padding_mask, rows, positions)
         x = self._embed(layout.compact(token_ids))
         blocks = []
-        for block, block_state in zip(
-            self.blocks, state["blocks"], strict=True
-        ):
+        for block, own in zip(self.blocks, state["blocks"], strict=True):
             x = ops.cast(x, block.compute_dtype)
-            x, block_state = block.mix(x, layout, {**rows, **block_state})
-            blocks.append(block_state)
+            x, own = block.mix(x, layout, {**rows, **own})
+            blocks.append(own)
         x = layout.restore(self.final_norm(x))
         return x, {**layout.next_rows(batch), "blocks": blocks}
 
     def intermediates(self, inputs):
         """Returns gates, decays and states of the recurrent blocks.
 
-        For looking into a model: how long a channel remembers is in its
-        decays, about `1 / (1 - a[t])` tokens. `call` neither computes nor
-        keeps any of this.
+        A channel remembers about `1 / (1 - a[t])` tokens. `call` neither
+        computes nor keeps any of this.
 
         Args:
-            inputs: as of a call. Eager arrays, or tensors inside of a compiled
-                function.
+            inputs: as of a call, also inside of a compiled function.
 
         Returns:
             dict of `"block_0"` and so on, one entry a recurrent block, of
@@ -498,14 +373,8 @@ class GriffinBackbone(Backbone):
         ```
         """
         check_inputs(inputs, self.vocabulary_size)
-        token_ids, padding_mask = (
-            None
-            if inputs.get(name) is None
-            else ops.convert_to_tensor(inputs[name])
-            for name in ("token_ids", "padding_mask")
-        )
-        batch, time = ops.shape(token_ids)
-        layout = TokenLayout(batch, time, padding_mask)
+        token_ids = ops.convert_to_tensor(inputs["token_ids"])
+        layout = TokenLayout(*token_ids.shape, inputs.get("padding_mask"))
         x = self._embed(layout.compact(token_ids))
         found = {}
         for block in self.blocks:
@@ -573,16 +442,9 @@ class GriffinBackbone(Backbone):
                 whose adapters are of another rank or on other layers.
         """
         rank, names = lora.targets_of_file(self, filepath)
-        enabled = lora.lora_layers(self)
-        if not enabled:
+        if not lora.lora_layers(self):
             self.enable_lora(rank, names)
-        elif sorted({layer.name for layer in enabled}) != names:
-            raise ValueError(
-                "Adapters must be loaded onto the layers that they are of. "
-                f"Received: a file for {names}, and a backbone with adapters "
-                f"on {sorted({layer.name for layer in enabled})}. Load it "
-                "into a backbone without adapters."
-            )
+        lora.check_same_targets(self, names)
         super().load_lora_weights(filepath)
 
     def merge_lora(self):
@@ -604,10 +466,8 @@ class GriffinBackbone(Backbone):
 
     def get_quantization_layer_structure(self, mode=None):
         """What GPTQ and AWQ run one after the other."""
-        return {
-            "pre_block_layers": [self._embed],
-            "sequential_blocks": self.blocks,
-        }
+        embed, blocks = [self._embed], self.blocks
+        return {"pre_block_layers": embed, "sequential_blocks": blocks}
 
     def get_config(self):
         saved = quantization.saved_quantization(self)
@@ -618,26 +478,8 @@ class GriffinBackbone(Backbone):
             "trainable": self.trainable,
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),
             **({"quantization": saved} if saved else {}),
-            "vocabulary_size": self.vocabulary_size,
-            "num_layers": self.num_layers,
-            "hidden_dim": self.hidden_dim,
-            "intermediate_dim": self.intermediate_dim,
-            "num_query_heads": self.num_query_heads,
-            "head_dim": self.head_dim,
-            "recurrent_dim": self.recurrent_dim,
+            **{name: getattr(self, name) for name in ARGUMENTS},
             "block_types": list(self.block_types),
-            "attention_window_size": self.attention_window_size,
-            "num_gate_blocks": self.num_gate_blocks,
-            "conv_kernel_size": self.conv_kernel_size,
-            "recurrence": self.recurrence,
-            "scale_embeddings": self.scale_embeddings,
-            "final_logit_soft_cap": self.final_logit_soft_cap,
-            "rope_max_wavelength": self.rope_max_wavelength,
-            "rope_fraction": self.rope_fraction,
-            "layer_norm_epsilon": self.layer_norm_epsilon,
-            "dropout": self.dropout,
-            "implementation": self.implementation,
-            "decay_initializer": self.decay_initializer,
         }
 
     @classmethod
@@ -653,22 +495,5 @@ class GriffinBackbone(Backbone):
         return backbone
 
 
-def _check_positive(**sizes):
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(
-                f"`{name}` must be at least 1. Received: {name}={size}. Give "
-                "a positive integer."
-            )
-
-
-def _check_block_types(block_types):
-    block_types = tuple(block_types)
-    unknown = [name for name in block_types if name not in BLOCK_TYPES]
-    if unknown or not block_types:
-        raise ValueError(
-            f"`block_types` must name at least one of {BLOCK_TYPES}. "
-            f"Received: {block_types}. Griffin is ('recurrent', 'recurrent', "
-            "'local_attention'), Hawk ('recurrent',)."
-        )
-    return block_types
+# The arguments that say what the model is.
+ARGUMENTS = tuple(inspect.signature(GriffinBackbone).parameters)[:-2]

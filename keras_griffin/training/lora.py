@@ -168,3 +168,14 @@ def merge(backbone):
     for trainable in (False, True):
         for layer in backbone._flatten_layers():
             layer.trainable = trainable
+
+
+def check_same_targets(backbone, names):
+    """Raises unless the layers with adapters are those of a file."""
+    enabled = sorted({layer.name for layer in lora_layers(backbone)})
+    if enabled != names:
+        raise ValueError(
+            "Adapters must be loaded onto the layers that they are of. "
+            f"Received: a file for {names}, and a backbone with adapters on "
+            f"{enabled}. Load it into a backbone without adapters."
+        )
