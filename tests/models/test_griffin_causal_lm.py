@@ -201,6 +201,30 @@ def test_prefill_and_decode_equal_the_whole():
         assert_close(actual, to_numpy(wanted), name="state")
 
 
+@pytest.mark.parametrize("split", [16, 9])
+def test_prefill_starts_documents_where_numbers_change(split):
+    model = tiny_model()
+    ids = tokens(2, 16)
+    # The last document begins at column 12; and one of both rows goes on.
+    numbers = np.array([[1] * 5 + [2] * 7 + [1] * 4] * 2)
+    logits, state = model.prefill(
+        {"token_ids": ids[:, :split], "padding_mask": numbers[:, :split]}
+    )
+    if split < 16:
+        logits, state = model.prefill(
+            {"token_ids": ids[:, split:], "padding_mask": numbers[:, split:]},
+            state,
+        )
+    expected, alone = model.prefill({"token_ids": ids[:, 12:]})
+    assert_close(logits, to_numpy(expected))
+    # A mask of ones, bools and no mask at all go on in document 1.
+    for mask in (numbers[:, :1], numbers[:, :1].astype(bool), None):
+        more = {"token_ids": ids[:, :1], "padding_mask": mask}
+        logits, state = model.prefill(more, state)
+        expected, alone = model.prefill({"token_ids": ids[:, :1]}, alone)
+        assert_close(logits, to_numpy(expected))
+
+
 def test_prefill_of_pads_alone_keeps_the_state():
     model = tiny_model()
     ids = tokens(2, 16)
@@ -281,6 +305,58 @@ def test_empty_prompts_are_refused():
     inputs["padding_mask"][1] = False
     with pytest.raises(ValueError, match="no real token in row 1 of 3"):
         model.generate(inputs, stop_token_ids=None)
+
+
+def test_a_prompt_is_one_document():
+    model = tiny_model()
+    inputs = prompts()
+    expected = model.generate(inputs, stop_token_ids=None)
+    # Whatever its number is.
+    numbers = np.where(inputs["padding_mask"], [[1], [-2], [3]], 0)
+    numbered = {**inputs, "padding_mask": numbers}
+    found = model.generate(numbered, stop_token_ids=None)
+    np.testing.assert_array_equal(found["token_ids"], expected["token_ids"])
+    numbers[2, 3] += 1
+    for name in ("generate", "score"):
+        with pytest.raises(ValueError, match=r"Received: \[3 4\] in row 2"):
+            ENTRANCES[name](model, inputs, numbered)
+
+
+def train(model, x, changed):
+    """One step of an ordinary batch, and one of another."""
+    model.train_on_batch(x, x["token_ids"])
+    model.train_on_batch(changed, x["token_ids"])
+
+
+ENTRANCES = {
+    "call": lambda model, x, changed: model(changed),
+    "backbone": lambda model, x, changed: model.backbone(changed),
+    "symbolic": lambda model, x, changed: model(
+        {name: keras.Input((4,), dtype="int32") for name in changed}
+    ),
+    "fit": lambda model, x, changed: model.fit(changed, x["token_ids"]),
+    # On JAX, Keras then comes to `call` and no more to `__call__`.
+    "train_on_batch": train,
+    "predict": lambda model, x, changed: model.backbone.predict(changed),
+    "intermediates": lambda model, x, changed: model.backbone.intermediates(
+        changed
+    ),
+    "prefill": lambda model, x, changed: model.prefill(changed),
+    "generate": lambda model, x, changed: model.generate(
+        changed, stop_token_ids=None
+    ),
+    "score": lambda model, x, changed: model.score(changed),
+}
+
+
+@pytest.mark.parametrize("name", ENTRANCES)
+def test_segment_ids_of_earlier_versions(name):
+    model = tiny_model(num_layers=1)
+    ids = tokens(2, 4)
+    x = {"token_ids": ids, "padding_mask": np.ones_like(ids)}
+    changed = {**x, "segment_ids": np.ones_like(ids)}
+    with pytest.raises(ValueError, match="Give `padding_mask = np.where"):
+        ENTRANCES[name](model, x, changed)
 
 
 def test_decode_step_takes_one_token_a_row():

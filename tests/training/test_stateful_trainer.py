@@ -171,6 +171,14 @@ def test_the_state_is_saved_with_the_trainer(tmp_path):
     again.fit(**rows, verbose=0)
 
 
+def test_segment_ids_of_earlier_versions():
+    trainer = trainer_of(tiny_model(num_layers=1))
+    arguments, _ = data()
+    arguments["x"]["segment_ids"] = arguments["x"]["padding_mask"]
+    with pytest.raises(ValueError, match="Give `padding_mask = np.where"):
+        trainer.fit(**arguments)
+
+
 def test_bad_arguments_are_refused():
     rows, _ = data()
     model = tiny_model()
