@@ -12,6 +12,7 @@ from keras import ops
 from keras_hub.samplers import ContrastiveSampler
 from keras_hub.samplers import SpeculativeSampler
 
+from keras_griffin import keras_compat
 from keras_griffin.generation import chat_template
 from keras_griffin.generation.prompts import Prompts
 from keras_griffin.generation.prompts import bucket
@@ -130,7 +131,7 @@ def generate(
             f"other. Received: {type(sampler).__name__}. Take 'greedy', "
             "'top_k', 'top_p' or 'random'."
         )
-    batches, is_scalar = model._normalize_generate_inputs(inputs)
+    batches, is_scalar = keras_compat.batches_of_inputs(model, inputs)
     if (state is not None or return_state) and not isinstance(batches, list):
         raise ValueError(
             "A state belongs to one batch. Received: a tf.data.Dataset "
@@ -152,7 +153,7 @@ def generate(
         if model.preprocessor is not None:
             output = model.preprocessor.generate_postprocess(output)
         outputs.append(output)
-    outputs = model._normalize_generate_outputs(outputs, is_scalar)
+    outputs = keras_compat.join_outputs(model, outputs, is_scalar)
     return (outputs, last_state) if return_state else outputs
 
 

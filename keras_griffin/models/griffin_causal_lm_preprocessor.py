@@ -189,8 +189,8 @@ class GriffinCausalLMPreprocessor(CausalLMPreprocessor):
         x = self.for_pipeline(x)
         if isinstance(x, dict) and set(x) & {*PAIR, TURNS_KEY}:
             _check_pairs(x)
-        else:
-            check_text(x)
+            return self._call_on_pairs(x, sequence_length)
+        check_text(x)
         return super().call(
             x,
             y=y,
@@ -216,11 +216,7 @@ class GriffinCausalLMPreprocessor(CausalLMPreprocessor):
             )
         return chat_template.render(messages, last)
 
-    def _call_python(self, x, y=None, sample_weight=None, sequence_length=None):
-        if not isinstance(x, dict):
-            return super()._call_python(
-                x, y, sample_weight, sequence_length=sequence_length
-            )
+    def _call_on_pairs(self, x, sequence_length):
         length = (sequence_length or self.sequence_length) + 1
         token_ids, learned = self._tokenize_pairs(x)
         arguments = {
@@ -285,16 +281,6 @@ class GriffinCausalLMPreprocessor(CausalLMPreprocessor):
         check_text(x)
         return x
 
-    def _generate_preprocess_python(self, x, sequence_length=None):
-        if not self.built:
-            self.build(None)
-        token_ids, padding_mask = self.packer(
-            self._tokenize_prompts(x),
-            sequence_length=sequence_length,
-            add_end_value=False,
-        )
-        return {"token_ids": token_ids, "padding_mask": padding_mask}
-
     def generate_preprocess(self, x, sequence_length=None):
         """Returns the token ids and padding mask of prompts.
 
@@ -314,8 +300,14 @@ class GriffinCausalLMPreprocessor(CausalLMPreprocessor):
         """
         x = self.render_prompts(x)
         sequence_length = sequence_length or self.sequence_length
-        self._check_fits(self._tokenize_prompts(x), sequence_length)
-        return super().generate_preprocess(x, sequence_length=sequence_length)
+        token_ids = self._tokenize_prompts(x)
+        self._check_fits(token_ids, sequence_length)
+        if not self.built:
+            self.build(None)
+        token_ids, padding_mask = self.packer(
+            token_ids, sequence_length=sequence_length, add_end_value=False
+        )
+        return {"token_ids": token_ids, "padding_mask": padding_mask}
 
     def longest_prompt(self, x):
         """Returns the tokens of the longest prompt, the start token included.
