@@ -106,7 +106,7 @@ print(tokenizer.detokenize(ids) == line)
 # %% [markdown]
 # ## Packing
 #
-# Documents have all lengths, rows have one. `GriffinPacker` puts short documents side by side and cuts long ones; segment ids see to it that no document sees another, so that each gives the loss that it would give alone.
+# Documents have all lengths, rows have one. `GriffinPacker` puts short documents side by side and cuts long ones; the numbers in `padding_mask` see to it that no document sees another, so that each gives the loss that it would give alone.
 
 # %%
 ROW, BATCH = (64, 4) if SMALL else (256, 4)
@@ -124,13 +124,14 @@ def rows(documents):
 
 x, y, sample_weight = rows(train)
 x_val, y_val, weight_val = rows(held_out)
-print(f"{len(y):,} rows of {ROW} tokens, {x['padding_mask'].mean():.1%} in use")
+in_use = (x["padding_mask"] > 0).mean()
+print(f"{len(y):,} rows of {ROW} tokens, {in_use:.1%} in use")
 
 # %%
-shown = np.argsort(-x["segment_ids"].max(axis=1))[:8]
+shown = np.argsort(-x["padding_mask"].max(axis=1))[:8]
 plt.figure(figsize=(8, 2))
 plt.imshow(
-    np.ma.masked_equal(x["segment_ids"][shown], 0),
+    np.ma.masked_equal(x["padding_mask"][shown], 0),
     aspect="auto",
     cmap="tab10",
     interpolation="nearest",

@@ -143,16 +143,6 @@ def additional_loss(model, loss):
 # === Text ===
 
 
-def batches_of_inputs(causal_lm, inputs):
-    """What `generate` takes, as KerasHub cuts it: `(batches, is_scalar)`."""
-    return causal_lm._normalize_generate_inputs(inputs)
-
-
-def join_outputs(causal_lm, outputs, is_scalar):
-    """The outputs of `batches_of_inputs` as KerasHub's `generate` has them."""
-    return causal_lm._normalize_generate_outputs(outputs, is_scalar)
-
-
 def add_special_token(tokenizer, token, name):
     """Makes `tokenizer.<name>_id` the id of a token, for any vocabulary.
 

@@ -6,11 +6,14 @@ pytest once a backend and once for the tests that depend on none, two runs at a
 time. A second call finds the environment up to date.
 
     python tests/run_all.py                          all of it
+    python tests/run_all.py --quick                  before each commit
     python tests/run_all.py --backend torch          one backend, no style check
     python tests/run_all.py --backend jax -k rglru   the rest goes to pytest
 
-Runs on the CPU. For an accelerator set JAX_PLATFORMS. Programs are compiled
-quickly, see QUICK_COMPILATION; pytest by itself compiles them as users do.
+`--quick` runs PyTorch's tests, which compile nothing, and those of no backend,
+without the ones marked `slow`. Tests run on the CPU; for an accelerator set
+JAX_PLATFORMS. Programs are compiled quickly, see QUICK_COMPILATION; pytest by
+itself compiles them as users do.
 """
 
 import argparse
@@ -30,6 +33,7 @@ CONSTRAINTS = ROOT / "tests" / "constraints.txt"
 BACKENDS = ("jax", "tensorflow", "torch")
 INDEPENDENT = "independent"  # the run of what no backend changes
 RUNS = ("jax", "tensorflow", INDEPENDENT, "torch")  # the longest first
+QUICK_RUNS = ("torch", INDEPENDENT)
 AT_A_TIME = 2  # a run keeps little more than one core busy
 # Most of the time goes into compiling programs that run once. LLVM's
 # optimizations are a third of it; XLA's own stay.
@@ -43,17 +47,21 @@ def main():
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--backend", choices=BACKENDS, help="only this one")
-    arguments, pytest_arguments = parser.parse_known_args()
+    parser.add_argument(
+        "--quick", action="store_true", help="PyTorch, and no slow tests"
+    )
+    arguments, rest = parser.parse_known_args()
 
     python = ready_environment()
     results = {}
     if arguments.backend is None:
         results["style"] = check_style(python)
-    names = [arguments.backend] if arguments.backend else RUNS
+    names = QUICK_RUNS if arguments.quick else RUNS
+    names = [arguments.backend] if arguments.backend else names
     with ThreadPoolExecutor(AT_A_TIME) as pool:
         runs = {
             name: pool.submit(
-                run_tests, python, name, len(names) == 1, pytest_arguments
+                run_tests, python, name, selection(name, arguments), rest
             )
             for name in names
         }
@@ -107,14 +115,24 @@ def check_style(python):
     return passed, time.monotonic() - start, "ruff"
 
 
-def run_tests(python, name, alone, pytest_arguments):
+def selection(name, arguments):
+    """pytest's expression of markers for one run."""
+    marks = []
+    if arguments.backend is None:
+        negation = "" if name == INDEPENDENT else "not "
+        marks.append(negation + "backend_independent")
+    if arguments.quick:
+        marks.append("not slow")
+    return " and ".join(marks)
+
+
+def run_tests(python, name, marks, pytest_arguments):
     """One run of pytest, shown as it goes behind the run's name."""
     backend = BACKENDS[0] if name == INDEPENDENT else name
-    command = [python, "-m", "pytest", "--durations=10", *pytest_arguments]
+    command = [python, "-m", "pytest", "--durations=50", *pytest_arguments]
     command += ["-p", "no:cacheprovider"]  # one folder for runs side by side
-    if not alone:
-        negation = "" if name == INDEPENDENT else "not "
-        command += ["-m", negation + "backend_independent"]
+    if marks:
+        command += ["-m", marks]
     say(f"KERAS_BACKEND={backend} {' '.join(command[1:])}")
     environment = {
         "JAX_PLATFORMS": "cpu",

@@ -31,7 +31,7 @@ def test_it_builds(tmp_path):
     page = (tmp_path / "api/layers/index.html").read_text(encoding="utf-8")
     assert 'id="keras_griffin.layers.rglru.RGLRU"' in page
     # An argument of a constructor, and one of a call.
-    for argument in ("num_gate_blocks", "segment_ids"):
+    for argument in ("num_gate_blocks", "padding_mask"):
         assert f"<b><code>{argument}</code></b>" in page
     assert "<strong>Example:</strong>" in page
     # What stands beside its subject, and the plot that it shows.

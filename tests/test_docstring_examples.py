@@ -16,6 +16,8 @@ from keras_griffin import evaluation
 from keras_griffin import layers
 from keras_griffin import training
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "docs/api").glob("*.md"))
 

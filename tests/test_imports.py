@@ -1,7 +1,9 @@
 """Imports point one way, and no module needs a backend that it need not."""
 
 import ast
+import re
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -35,13 +37,15 @@ RANKS = {room: rank for rank, room in enumerate(ROOMS)}
 
 # Needed by every installation; all else is imported where it is used.
 ALWAYS_THERE = {
-    "h5py",  # of Keras, as ml_dtypes
+    "h5py",
     "keras",
     "keras_griffin",
     "keras_hub",
     "ml_dtypes",
     "numpy",
 }
+# What a package is called where it is installed from, if not by its own name.
+PROJECTS = {"orbax": "orbax-checkpoint"}
 # A file with one of these words in its name is imported under that backend.
 FILES_OF_A_BACKEND = {
     "jax": {"jax"},
@@ -127,6 +131,43 @@ def early_imports(root):
             if package not in allowed | sys.stdlib_module_names:
                 found.append(f"{path}:{line} {module}")
     return found
+
+
+def declared():
+    """The projects that pyproject.toml lets pip install for users."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    project = tomllib.loads(text)["project"]
+    lists = {"": project["dependencies"], **project["optional-dependencies"]}
+    del lists["test"]
+    return {re.match(r"[\w.-]+", x)[0] for part in lists.values() for x in part}
+
+
+def undeclared_imports(root, projects):
+    known = {name.replace("-", "_") for name in projects} | {"keras_griffin"}
+    found = []
+    for file in python_files(root):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        for line, module in imports(tree):
+            package = module.split(".")[0]
+            project = PROJECTS.get(package, package).replace("-", "_")
+            if project not in known | sys.stdlib_module_names:
+                found.append(f"{file.relative_to(root)}:{line} {module}")
+    return found
+
+
+def test_what_is_imported_is_declared():
+    assert undeclared_imports(ROOT, declared()) == []
+
+
+def test_an_undeclared_import_is_found(tmp_path):
+    path = tmp_path / "keras_griffin" / "a.py"
+    path.parent.mkdir(parents=True)
+    path.write_text("import os, numpy\ndef f():\n  import orbax.x, keras_hub\n")
+    projects = {"numpy", "keras-hub"}
+    assert undeclared_imports(tmp_path, projects) == [
+        "keras_griffin/a.py:3 orbax.x"
+    ]
+    assert undeclared_imports(tmp_path, projects | {"orbax-checkpoint"}) == []
 
 
 def test_imports_point_one_way():

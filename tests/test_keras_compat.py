@@ -34,8 +34,6 @@ OWNERS = {
     "_initialize": keras.Variable,
     "_layout": keras.Variable,
     "_lora_enabled_layers": keras_hub.models.Backbone,
-    "_normalize_generate_inputs": keras_hub.models.CausalLM,
-    "_normalize_generate_outputs": keras_hub.models.CausalLM,
     "_sentence_piece": keras_hub.tokenizers.SentencePieceTokenizer,
     "_symbolic_build": keras.Model,
     "_untrack_variable": keras.Layer,

@@ -9,6 +9,8 @@ import pytest
 
 from keras_griffin import start_up
 
+pytestmark = pytest.mark.slow
+
 BACKEND = keras.config.backend()
 OTHERS = {"jax", "tensorflow", "torch"} - {BACKEND}
 

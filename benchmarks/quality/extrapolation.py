@@ -96,72 +96,86 @@ def in_bin(result, end):
 def findings(results, a):
     """What the paper says, what was seen, and whether it is the same."""
     by_name = {r["run"]: r for r in results}
-    lines = []
+    found = [
+        *at_equal_size(by_name),
+        *beyond_training(by_name, a),
+        *from_longer_rows(by_name, a),
+    ]
+    return [
+        f"| {claim} | {seen} | {task.verdict(*gain)} |"
+        for claim, seen, *gain in found
+    ]
 
-    def add(claim, seen, *gain):
-        lines.append(f"| {claim} | {seen} | {task.verdict(*gain)} |")
 
-    if {"Griffin", "Hawk", "MQA"} <= by_name.keys():
-        griffin, hawk, mqa = (
-            by_name[n]["loss"] for n in ("Griffin", "Hawk", "MQA")
-        )
-        add(
-            "Griffin has a lower loss than the MQA Transformer (3.2)",
-            f"{griffin:.3f}, {mqa:.3f}",
-            mqa - griffin,
-        )
-        add(
-            "Hawk's loss is slightly higher than MQA's in small trainings "
-            "(3.2)",
-            f"{hawk:.3f}, {mqa:.3f}",
-            hawk - mqa,
-        )
+def at_equal_size(by_name):
+    if not {"Griffin", "Hawk", "MQA"} <= by_name.keys():
+        return
+    griffin, hawk, mqa = (
+        by_name[n]["loss"] for n in ("Griffin", "Hawk", "MQA")
+    )
+    yield (
+        "Griffin has a lower loss than the MQA Transformer (3.2)",
+        f"{griffin:.3f}, {mqa:.3f}",
+        mqa - griffin,
+    )
+    yield (
+        "Hawk's loss is slightly higher than MQA's in small trainings (3.2)",
+        f"{hawk:.3f}, {mqa:.3f}",
+        hawk - mqa,
+    )
+
+
+def beyond_training(by_name, a):
     for name in ("Griffin", "Hawk"):
-        if name in by_name:
-            r = by_name[name]
-            here, four, end = (
-                in_bin(r, x) for x in (a.length, 4 * a.length, a.up_to)
-            )
-            add(
-                f"{name} extrapolates at least 4 x (6.1)",
-                f"{four - here:+.3f} nats from {a.length} to {4 * a.length}, "
-                f"{end - here:+.3f} to {a.up_to}",
-                here + NOTABLE - four,
-                0.0,
-            )
-            add(
-                f"{name}'s loss goes on falling beyond it, to some length "
-                "(6.1)",
-                f"{four - here:+.3f} nats from {a.length} to {4 * a.length}",
-                here - four,
-            )
+        if name not in by_name:
+            continue
+        r = by_name[name]
+        here, four, end = (
+            in_bin(r, x) for x in (a.length, 4 * a.length, a.up_to)
+        )
+        yield (
+            f"{name} extrapolates at least 4 x (6.1)",
+            f"{four - here:+.3f} nats from {a.length} to {4 * a.length}, "
+            f"{end - here:+.3f} to {a.up_to}",
+            here + NOTABLE - four,
+            0.0,
+        )
+        yield (
+            f"{name}'s loss goes on falling beyond it, to some length (6.1)",
+            f"{four - here:+.3f} nats from {a.length} to {4 * a.length}",
+            here - four,
+        )
     for name in ("MQA", "MQA, no RoPE"):
-        if name in by_name:
-            r = by_name[name]
-            change = in_bin(r, a.up_to) - in_bin(r, a.length)
-            add(
-                f"{name}: a Transformer does not (6.1)",
-                f"{change:+.3f} nats from {a.length} to {a.up_to}",
-                change - NOTABLE,
-                0.0,
-            )
+        if name not in by_name:
+            continue
+        r = by_name[name]
+        change = in_bin(r, a.up_to) - in_bin(r, a.length)
+        yield (
+            f"{name}: a Transformer does not (6.1)",
+            f"{change:+.3f} nats from {a.length} to {a.up_to}",
+            change - NOTABLE,
+            0.0,
+        )
+
+
+def from_longer_rows(by_name, a):
     for name in ("Griffin", "Hawk"):
         long = by_name.get(f"{name}, long rows")
-        if long and name in by_name:
-            r = by_name[name]
-            late = in_bin(long, a.up_to) - in_bin(r, a.up_to)
-            early = in_bin(long, a.length) - in_bin(r, a.length)
-            add(
-                f"{name} from {LONGER} x longer rows is better far out (6.1)",
-                f"{late:+.3f} nats up to {a.up_to}",
-                -late,
-            )
-            add(
-                f"{name} from short rows is slightly better early (6.1)",
-                f"{early:+.3f} nats up to {a.length} for long rows",
-                early,
-            )
-    return lines
+        if long is None or name not in by_name:
+            continue
+        r = by_name[name]
+        late = in_bin(long, a.up_to) - in_bin(r, a.up_to)
+        early = in_bin(long, a.length) - in_bin(r, a.length)
+        yield (
+            f"{name} from {LONGER} x longer rows is better far out (6.1)",
+            f"{late:+.3f} nats up to {a.up_to}",
+            -late,
+        )
+        yield (
+            f"{name} from short rows is slightly better early (6.1)",
+            f"{early:+.3f} nats up to {a.length} for long rows",
+            early,
+        )
 
 
 def table(results, a):

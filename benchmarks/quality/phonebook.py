@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 # It also makes the checkout importable, and so comes first.
-import synthetic_tasks as common
+import small_models as common
 from conditions import conditions
 from conditions import device
 
@@ -31,7 +31,7 @@ EXAMPLES = 2
 # Of the books: in the stages of training, and in the evaluation.
 TRAIN_ENTRIES = (4, 8, 16, 32)
 ENTRIES = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
-# Part of the digits that are right, see synthetic_tasks.py.
+# Part of the digits that are right, see small_models.py.
 ENOUGH = (0.95, 0.95)
 STEPS = 2500
 TOKENS = 4096  # of a step: smaller books are as many more

@@ -315,6 +315,37 @@ def index_entry(parameters, loss):
     }
 
 
+def measured(folder, text):
+    """What the model card says of a saved preset and of this machine."""
+    model = keras_griffin.GriffinCausalLM.from_preset(str(folder))
+    tokenizer = model.preprocessor.tokenizer
+    tokens = len(tokenizer(text))
+    model = keras_griffin.GriffinCausalLM(model.backbone)  # takes token ids
+    loss = nats_per_character(model, tokenizer, text)
+    in_blocks = nats_per_character(
+        model, tokenizer, text, NANOGPT_BLOCK, NANOGPT_BLOCK
+    )
+    return {
+        "parameters": parameter_count(BACKBONE),
+        "machine": f"{os.cpu_count()} CPU cores ({platform.machine()})",
+        "backend": keras.config.backend(),
+        "date": datetime.date.today().isoformat(),
+        "losses": [
+            (
+                f"**this preset**, at least {WINDOW - STRIDE} tokens of "
+                "context",
+                loss,
+            ),
+            (
+                f"this preset, in separate blocks of {NANOGPT_BLOCK} tokens "
+                f"({NANOGPT_BLOCK * len(text) // tokens} characters)",
+                in_blocks,
+            ),
+            *NANOGPT,
+        ],
+    }
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=STEPS)
@@ -347,36 +378,13 @@ def main():
 
     folder = arguments.output / NAME
     save(model, tokenizer, folder)
-    model = keras_griffin.GriffinCausalLM.from_preset(str(folder))
-    text, tokenizer = validation_text, model.preprocessor.tokenizer
-    model = keras_griffin.GriffinCausalLM(model.backbone)  # takes token ids
-    loss = nats_per_character(model, tokenizer, text)
-    in_blocks = nats_per_character(
-        model, tokenizer, text, NANOGPT_BLOCK, NANOGPT_BLOCK
-    )
     results = {
-        "parameters": parameter_count(BACKBONE),
         "steps": arguments.steps,
         "minutes": seconds / 60,
-        "machine": f"{os.cpu_count()} CPU cores ({platform.machine()})",
-        "backend": keras.config.backend(),
-        "date": datetime.date.today().isoformat(),
-        "losses": [
-            (
-                f"**this preset**, at least {WINDOW - STRIDE} tokens of "
-                "context",
-                loss,
-            ),
-            (
-                f"this preset, in separate blocks of {NANOGPT_BLOCK} tokens "
-                f"({NANOGPT_BLOCK * len(text) // tokens} characters)",
-                in_blocks,
-            ),
-            *NANOGPT,
-        ],
+        **measured(folder, validation_text),
     }
     (folder / "README.md").write_text(model_card(results), encoding="utf-8")
-    entry = index_entry(results["parameters"], loss)
+    entry = index_entry(results["parameters"], results["losses"][0][1])
     (arguments.output / f"{NAME}.json").write_text(
         json.dumps(entry, indent=2) + "\n", encoding="utf-8"
     )

@@ -28,7 +28,9 @@ WRITE = """
 import sys
 import numpy as np, ml_dtypes
 import keras_griffin
-from keras_griffin.checkpoints import huggingface, preset_index
+from keras_griffin.checkpoints import huggingface_config
+from keras_griffin.checkpoints import huggingface_weights
+from keras_griffin.checkpoints import preset_index
 from keras_griffin.checkpoints import safetensors_folder, weight_map
 
 preset, folder, shard, block = sys.argv[1:]
@@ -36,8 +38,8 @@ arguments = preset_index.preset_entry(preset)["backbone"]
 backbone = weight_map.build_empty(
     lambda: keras_griffin.GriffinBackbone(**arguments, dtype="bfloat16")
 )
-huggingface.write_config(huggingface.hf_config(backbone), folder)
-table = weight_map.rows(huggingface.HUGGINGFACE, backbone)
+huggingface_config.write_config(huggingface_config.hf_config(backbone), folder)
+table = weight_map.rows(huggingface_weights.HUGGINGFACE, backbone)
 shapes = weight_map.tensor_shapes(table, backbone)
 values = np.random.default_rng(0).normal(size=int(block)) * 0.02
 values = values.astype(ml_dtypes.bfloat16)

@@ -121,7 +121,7 @@ def compile_row(preset, slice_name, options, depth):
 
 
 def table(results):
-    from keras_griffin.plan.train_step_jax import CHIPS
+    from keras_griffin.plan.slices import CHIPS
 
     lines = [
         "# What a step of training needs on TPU slices",

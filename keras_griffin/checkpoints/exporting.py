@@ -3,7 +3,8 @@
 import pathlib
 
 from keras_griffin.checkpoints import deepmind_archive
-from keras_griffin.checkpoints import huggingface
+from keras_griffin.checkpoints import huggingface_config
+from keras_griffin.checkpoints import huggingface_weights
 from keras_griffin.checkpoints import model_card
 from keras_griffin.checkpoints import tokenizer_files
 from keras_griffin.checkpoints.whole_folder import whole_folder
@@ -47,10 +48,10 @@ def export_to_transformers(path, backbone, preprocessor, max_shard_size):
             holds something.
     """
     tokenizer = preprocessor and preprocessor.tokenizer
-    config = huggingface.hf_config(backbone, tokenizer)
+    config = huggingface_config.hf_config(backbone, tokenizer)
     with whole_folder(path) as folder:
-        huggingface.write_config(config, folder)
-        huggingface.write_weights(backbone, folder, max_shard_size)
+        huggingface_config.write_config(config, folder)
+        huggingface_weights.write_weights(backbone, folder, max_shard_size)
         if tokenizer is not None:
             _write_tokenizer(tokenizer, preprocessor.turn_format, folder)
         model_card.write(folder, backbone, "transformers")

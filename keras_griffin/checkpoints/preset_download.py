@@ -18,6 +18,14 @@ HF_CONFIG_FILES = (
 HF_WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 REFUSED = (401, 403)  # HTTP: not logged in, not allowed
 NOT_FOUND = 404
+HF_LOGIN = (
+    "set HF_TOKEN to a token of https://huggingface.co/settings/tokens (or run "
+    "`hf auth login`)"
+)
+KAGGLE_LOGIN = (
+    "set KAGGLE_USERNAME and KAGGLE_KEY to those of a token of "
+    "https://www.kaggle.com/settings"
+)
 
 
 def hf_file(handle, name):
@@ -31,8 +39,7 @@ def hf_file(handle, name):
         The path in the cache, or `None` if the repository has no such file.
 
     Raises:
-        PermissionError, ConnectionError, FileNotFoundError, ValueError: see
-            `explained`.
+        PermissionError, ConnectionError, FileNotFoundError: see `explained`.
     """
     import huggingface_hub
     from huggingface_hub.errors import RemoteEntryNotFoundError
@@ -54,8 +61,7 @@ def hf_folder(handle, patterns=None):
         patterns: sequence of file name patterns. Defaults to `None`: all.
 
     Raises:
-        PermissionError, ConnectionError, FileNotFoundError, ValueError: see
-            `explained`.
+        PermissionError, ConnectionError, FileNotFoundError: see `explained`.
     """
     import huggingface_hub
 
@@ -73,8 +79,7 @@ def kaggle_folder(handle):
         handle: str. `"kaggle://owner/model/framework/variation"`.
 
     Raises:
-        PermissionError, ConnectionError, FileNotFoundError, ValueError: see
-            `explained`.
+        PermissionError, ConnectionError, FileNotFoundError: see `explained`.
     """
     import kagglehub
 
@@ -86,6 +91,8 @@ def kaggle_folder(handle):
 def explained(handle):
     """Says what to do about a hub's refusal: which page, which variable.
 
+    What nobody here can act on, the hub says itself: its error goes on.
+
     Args:
         handle: str. `"hf://..."` or `"kaggle://..."`.
 
@@ -93,95 +100,55 @@ def explained(handle):
         PermissionError: if the licence was not accepted, or there is no token.
         ConnectionError: if the hub cannot be reached and nothing is cached.
         FileNotFoundError: if there is no such model.
-        ValueError: if it is no handle.
     """
-    on_kaggle = handle.startswith(KAGGLE_PREFIX)
-    with _explained_kaggle(handle) if on_kaggle else _explained_hf(handle):
-        yield
+    hub, _, name = handle.partition("://")
+    if hub == "kaggle":
+        import requests
+        from kagglehub import exceptions
 
+        page = "https://www.kaggle.com/models/" + "/".join(name.split("/")[:2])
+        login = KAGGLE_LOGIN
+        without_token = (
+            exceptions.UnauthenticatedError,
+            exceptions.CredentialError,
+        )
+        unreachable = requests.ConnectionError
+    else:
+        from huggingface_hub import errors
 
-@contextlib.contextmanager
-def _explained_hf(handle):
-    from huggingface_hub import errors
-
-    repository = handle.removeprefix(HF_PREFIX)
+        page = f"https://huggingface.co/{name}"
+        login = HF_LOGIN
+        without_token = ()  # an HTTP error, too
+        unreachable = (
+            errors.LocalEntryNotFoundError,
+            errors.OfflineModeIsEnabled,
+        )
     try:
         yield
-    except errors.HFValidationError as error:
-        raise ValueError(
-            'A Hugging Face handle must be "hf://owner/name". Received: '
-            f"{handle!r} ({error}). Correct it."
-        ) from error
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as e:
+    except unreachable as error:
         raise ConnectionError(
             "A model must be downloaded once before it is used offline. "
-            f"Received: {handle!r}, which is not in the cache, while Hugging "
-            "Face cannot be reached. Connect and unset HF_HUB_OFFLINE, or give "
-            "the path of a folder."
-        ) from e
-    except errors.HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", None)
-        if isinstance(error, errors.GatedRepoError) or status in REFUSED:
-            raise _refused(
-                handle,
-                f"https://huggingface.co/{repository}",
-                "set HF_TOKEN to a token of "
-                "https://huggingface.co/settings/tokens (or run `hf auth "
-                "login`)",
-                error,
-            ) from error
-        raise _unavailable(handle, status, error) from error
-
-
-@contextlib.contextmanager
-def _explained_kaggle(handle):
-    import requests
-    from kagglehub import exceptions
-
-    owner_and_model = "/".join(
-        handle.removeprefix(KAGGLE_PREFIX).split("/")[:2]
-    )
-    page = f"https://www.kaggle.com/models/{owner_and_model}"
-    login = (
-        "set KAGGLE_USERNAME and KAGGLE_KEY to those of a token of "
-        "https://www.kaggle.com/settings"
-    )
-    try:
-        yield
-    except (exceptions.UnauthenticatedError, exceptions.CredentialError) as e:
-        raise _refused(handle, page, login, e) from e
-    except requests.HTTPError as error:
-        status = getattr(error.response, "status_code", None)
-        if status in REFUSED:
-            raise _refused(handle, page, login, error) from error
-        raise _unavailable(handle, status, error) from error
-    except requests.ConnectionError as error:
-        raise ConnectionError(
-            "A model must be downloaded before it is loaded. Received: "
-            f"{handle!r}, and Kaggle cannot be reached ({error}). Connect, or "
-            "give the path of a folder."
+            f"Received: {handle!r}, which is not in the cache, while the hub "
+            f"cannot be reached ({_first_line(error)}). Connect, unset "
+            "HF_HUB_OFFLINE if it is set, or give the path of a folder."
         ) from error
-
-
-def _refused(handle, page, login, error):
-    return PermissionError(
-        "A gated model must be unlocked once, and the download must say who "
-        f"asks. Received: {handle!r}, refused ({_first_line(error)}). Accept "
-        f"the licence at {page}, then {login}."
-    )
-
-
-def _unavailable(handle, status, error):
-    if status == NOT_FOUND:
-        return FileNotFoundError(
-            f"A handle must name an existing model. Received: {handle!r}, "
-            f"unknown ({_first_line(error)}). Correct it; `keras-griffin "
-            "presets` lists the built-in names."
-        )
-    return ConnectionError(
-        f"The hub must answer. Received: {handle!r}, failed with "
-        f"{status} ({_first_line(error)}). Try again later."
-    )
+    except (OSError, *without_token) as error:
+        response = getattr(error, "response", None)
+        status = getattr(response, "status_code", None)
+        if isinstance(error, without_token) or status in REFUSED:
+            raise PermissionError(
+                "A gated model must be unlocked once, and the download must "
+                f"say who asks. Received: {handle!r}, refused "
+                f"({_first_line(error)}). Accept the licence at {page}, then "
+                f"{login}."
+            ) from error
+        if status == NOT_FOUND:
+            raise FileNotFoundError(
+                f"A handle must name an existing model. Received: {handle!r}, "
+                f"unknown ({_first_line(error)}). Correct it; `keras-griffin "
+                "presets` lists the built-in names."
+            ) from error
+        raise
 
 
 def _first_line(error):

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import h5py
 
 from keras_griffin.checkpoints import deepmind_archive
-from keras_griffin.checkpoints import huggingface
+from keras_griffin.checkpoints import huggingface_config
+from keras_griffin.checkpoints import huggingface_weights
 from keras_griffin.checkpoints import preset_download
 from keras_griffin.checkpoints import weight_map
 from keras_griffin.checkpoints.preset_index import preset_entry
 from keras_griffin.checkpoints.preset_index import shipped_preset_path
+from keras_griffin.checkpoints.tokenizer_files import TOKENIZER_FILE
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.weights.h5"
@@ -98,7 +100,7 @@ def build_backbone(cls, source, load_weights, overrides):
         return cls(**arguments)
     backbone = weight_map.build_empty(lambda: cls(**arguments))
     if source.kind == "huggingface":
-        huggingface.load_weights(backbone, source.path)
+        huggingface_weights.load_weights(backbone, source.path)
     else:
         archive = deepmind_archive.find(source.path)
         deepmind_archive.load_weights(backbone, archive)
@@ -122,11 +124,11 @@ def tokenizer_path(source):
         if path is not None:
             return os.fspath(path)
     else:
-        path = os.path.join(source.path, huggingface.TOKENIZER_FILE)
+        path = os.path.join(source.path, TOKENIZER_FILE)
         if os.path.isfile(path):
             return path
     raise ValueError(
-        f"A checkpoint must come with {huggingface.TOKENIZER_FILE} for text to "
+        f"A checkpoint must come with {TOKENIZER_FILE} for text to "
         f"be tokenized. Received: {source.path!r} without it. Copy the file "
         "from the original checkpoint, or load the model with "
         "`preprocessor=None`."
@@ -154,7 +156,7 @@ def stored_dtype(source):
         ValueError: if the weights are quantized.
     """
     if source.kind == "huggingface":
-        dtypes = huggingface.stored_dtypes(source.path)
+        dtypes = huggingface_weights.stored_dtypes(source.path)
     elif source.kind == "deepmind":
         archive = deepmind_archive.find(source.path)
         dtypes = deepmind_archive.stored_dtypes(archive)
@@ -191,7 +193,8 @@ def _arguments(source):
     if source.kind == "deepmind":
         archive = deepmind_archive.find(source.path)
         return deepmind_archive.backbone_config(archive)
-    return huggingface.backbone_config(huggingface.read_config(source.path))
+    config = huggingface_config.read_config(source.path)
+    return huggingface_config.backbone_config(config)
 
 
 def _find_by_name(name, load_weights):
@@ -221,10 +224,10 @@ def _tokenizer_of_name(name):
             "the tokenizer of another preset, or train one with the "
             "`sentencepiece` package."
         )
-    path = preset_download.hf_file(weights["hf"], huggingface.TOKENIZER_FILE)
+    path = preset_download.hf_file(weights["hf"], TOKENIZER_FILE)
     if path is None:
         raise ValueError(
-            f"A repository must hold {huggingface.TOKENIZER_FILE}. Received: "
+            f"A repository must hold {TOKENIZER_FILE}. Received: "
             f"{weights['hf']}, without it. Take it from the Kaggle archive, "
             f"{weights['kaggle']}."
         )

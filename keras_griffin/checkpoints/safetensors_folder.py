@@ -12,7 +12,7 @@ import numpy as np
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-SHARD_FILE = "model-{:05d}-of-{:05d}.safetensors"
+FILE_PATTERN = "model{suffix}.safetensors"  # of one file, or of shards
 # Names of the format's dtypes that weights may have.
 FLOAT_DTYPES = {
     "F64": "float64",
@@ -95,44 +95,37 @@ def write(folder, specs, arrays, max_shard_size):
         arrays: iterable of `(name, NumPy array)`, taken one by one.
         max_shard_size: int or float. A file's largest size [GB of 2^30 bytes].
     """
+    from huggingface_hub import split_state_dict_into_shards_factory
+
     folder = pathlib.Path(folder)
-    shards = _plan(specs, max_shard_size * GIB)
-    names = [WEIGHTS_FILE]
-    if len(shards) > 1:
-        names = [
-            SHARD_FILE.format(i + 1, len(shards)) for i in range(len(shards))
-        ]
-        total = sum(_bytes(*spec) for spec in specs.values())
+    shards = split_state_dict_into_shards_factory(
+        specs,
+        get_storage_size=lambda spec: _bytes(*spec),
+        filename_pattern=FILE_PATTERN,
+        max_shard_size=int(max_shard_size * GIB),
+    )
+    if shards.is_sharded:
         index = {
-            "metadata": {"total_size": total},
-            "weight_map": {
-                tensor: name
-                for name, shard in zip(names, shards, strict=True)
-                for tensor in shard
-            },
+            "metadata": shards.metadata,
+            "weight_map": shards.tensor_to_filename,
         }
         text = json.dumps(index, indent=2)
         (folder / INDEX_FILE).write_text(text, encoding="utf-8")
-    arrays = iter(arrays)
-    for name, shard in zip(names, shards, strict=True):
-        _write_file(folder / name, {key: specs[key] for key in shard}, arrays)
+    for file, names in shards.filename_to_tensors.items():
+        header = _header({name: specs[name] for name in names})
+        (folder / file).write_bytes(header)
+    # A file has its tensors in the order in which they come.
+    for name, array in arrays:
+        with open(folder / shards.tensor_to_filename[name], "ab") as file:
+            file.write(np.ascontiguousarray(array).reshape(-1).view("uint8"))
 
 
-def _plan(specs, limit):
-    """Returns a list of lists of names; one tensor may be above the limit."""
-    shards, size = [[]], 0
-    for name, spec in specs.items():
-        if shards[-1] and size + _bytes(*spec) > limit:
-            shards.append([])
-            size = 0
-        shards[-1].append(name)
-        size += _bytes(*spec)
-    return shards
+def _header(specs):
+    """The start of a file, in bytes; then come the tensors.
 
-
-def _write_file(path, specs, arrays):
-    # `safetensors.numpy.save_file` would want all tensors at once. The format:
-    # 8 bytes with the header's length, the header in JSON, the data.
+    `safetensors.numpy.save_file` would want all tensors at once. The format:
+    8 bytes with the header's length, the header in JSON, the data.
+    """
     names = {ours: theirs for theirs, ours in FLOAT_DTYPES.items()}
     header, offset = {"__metadata__": {"format": "pt"}}, 0
     for name, (shape, dtype) in specs.items():
@@ -145,12 +138,7 @@ def _write_file(path, specs, arrays):
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % ALIGNMENT)
-    with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little"))
-        file.write(text)
-        for _ in specs:
-            _, array = next(arrays)
-            file.write(np.ascontiguousarray(array).reshape(-1).view("uint8"))
+    return len(text).to_bytes(8, "little") + text
 
 
 def _bytes(shape, dtype):

@@ -15,10 +15,11 @@ from lm_eval.utils import get_rolling_token_windows
 from lm_eval.utils import make_disjoint_window
 from tqdm import tqdm
 
-from keras_griffin.generation import chat_template
 from keras_griffin.generation import decoding
-from keras_griffin.generation.prompts import Prompts
+from keras_griffin.generation.chat_template import CHAT_TEMPLATES
+from keras_griffin.generation.chat_template import tokenize
 from keras_griffin.generation.prompts import bucket
+from keras_griffin.generation.prompts import make_prompts
 from keras_griffin.models.griffin_causal_lm import GriffinCausalLM
 
 # What a task may say about generation; all else would be ignored.
@@ -156,7 +157,7 @@ class GriffinLM(TemplateLM):
             string = string.removeprefix(tokenizer.id_to_token(start))
         if add_special_tokens is None:
             add_special_tokens = self.add_bos_token and not written
-        (ids,), _ = chat_template.tokenize(tokenizer, [string])
+        (ids,), _ = tokenize(tokenizer, [string])
         starts = int(written) + int(add_special_tokens)
         return [start] * starts + [int(id) for id in ids]
 
@@ -349,22 +350,13 @@ class GriffinLM(TemplateLM):
         model = self.model
         tokenizer = model.preprocessor.tokenizer
         stops = model.preprocessor.stop_token_ids
-        prompts = Prompts(
-            self._padded(rows, size),
-            model.backbone.vocabulary_size,
-            max_new_tokens,
+        prompts = make_prompts(
+            model, self._padded(rows, size), None, max_new_tokens, None
         )
-        # What `generate` does between its texts.
-        logits, state = decoding.read_prompts(model, prompts, None)
         new = np.zeros((size, 0), "int32")
+        # What `generate` does between its texts.
         for tokens, _ in decoding.decode(
-            model,
-            logits,
-            state,
-            prompts.steps,
-            stops,
-            sampler,
-            decoding.DECODE_CHUNK,
+            model, prompts, stops, sampler, None, decoding.DECODE_CHUNK
         ):
             new = np.concatenate([new, tokens], axis=1)
             ids = [prompts.cut(row, stops, keep_stop=False) for row in new]
@@ -407,7 +399,7 @@ class GriffinLM(TemplateLM):
     def chat_template(self, chat_template=False):
         """Returns the template that lm-eval notes beside its results."""
         turn_format = self.model.preprocessor.turn_format
-        return chat_template.CHAT_TEMPLATES[turn_format] or ""
+        return CHAT_TEMPLATES[turn_format] or ""
 
     @property
     def tokenizer_name(self):

@@ -5,8 +5,6 @@ import numpy as np
 from keras import ops
 
 from keras_griffin.layers.input_checks import check_inputs
-from keras_griffin.layers.input_checks import check_token_ids
-from keras_griffin.layers.input_checks import fill_inputs
 
 # Widths are rounded up to a power of two from here on, so that a new prompt
 # length or number of new tokens seldom compiles anew.
@@ -26,55 +24,48 @@ class Prompts:
     together, each from its own end.
 
     Args:
-        inputs: dict of `"token_ids"` and `"padding_mask"`, both
-            `(batch, max_length)`. Real tokens may stand anywhere in a row.
-        vocabulary_size: int. Bound of the token ids.
-        max_new_tokens: int. New tokens of each row. `None`: up to the width
-            of the inputs.
-        skip: int. Tokens to leave out at the start of each row.
+        rows: list of lists of ids, one a prompt.
+        max_length: int. Tokens of prompt and text together. `None`: those of
+            the longest prompt.
+        max_new_tokens: int. New tokens of each row, in place of `max_length`.
+        mask: `(batch, time)` bool, where the ids stood in what was given.
 
     Attributes:
-        rows: list of 1-D arrays, the ids of each prompt.
+        rows: list of 1-D int32 arrays.
         lengths: `(batch,)` tokens of each prompt.
         steps: `(batch,)` int32, new tokens that each row may take.
         num_steps: int. The most of them.
 
     Raises:
-        ValueError: for a row without a token, wrong shapes, or ids out of
-            the vocabulary.
+        ValueError: for a row without a token, or longer than `max_length`.
     """
 
-    def __init__(self, inputs, vocabulary_size, max_new_tokens=None, skip=0):
-        inputs = fill_inputs(inputs)
-        check_inputs(inputs, vocabulary_size)
-        token_ids = to_numpy(inputs["token_ids"])
-        mask = inputs.get("padding_mask")
-        mask = np.ones(token_ids.shape) if mask is None else to_numpy(mask)
-        mask = mask.astype(bool)
-        if skip:
-            mask &= np.cumsum(mask, axis=1) > skip
-        check_token_ids(token_ids, vocabulary_size)
-        lengths = mask.sum(axis=1)
-        if not lengths.all():
+    def __init__(self, rows, max_length=None, max_new_tokens=None, mask=None):
+        self.rows = [np.asarray(row, "int32") for row in rows]
+        self.lengths = np.array([len(row) for row in rows], "int32")
+        self._mask = mask
+        if not self.lengths.all():
             raise ValueError(
                 "A prompt needs at least one token. Received: no real token "
-                f"in row {int(np.argmin(lengths))} of {len(lengths)}. Start "
+                f"in row {int(np.argmin(self.lengths))} of {len(rows)}. Start "
                 "it with the tokenizer's start token."
             )
-        self._dtype = token_ids.dtype
-        self._mask = mask
-        self.rows = [
-            row[real].astype("int32")
-            for row, real in zip(token_ids, mask, strict=True)
-        ]
-        self.lengths = lengths
-        if max_new_tokens is None:
-            self._max_length = token_ids.shape[1]
-            self.steps = (self._max_length - lengths).astype("int32")
+        longest = int(self.lengths.max(initial=0))
+        if max_new_tokens is not None:
+            self.steps = np.full_like(self.lengths, max_new_tokens)
+            max_length = longest + max_new_tokens
         else:
-            self._max_length = int(lengths.max()) + max_new_tokens
-            self.steps = np.full(lengths.shape, max_new_tokens, "int32")
-        self.num_steps = int(self.steps.max())
+            max_length = longest if max_length is None else max_length
+            self.steps = max_length - self.lengths
+        if longest > max_length:
+            raise ValueError(
+                "A prompt must fit into `max_length` tokens, the start token "
+                f"included. Received: max_length={max_length} and a prompt of "
+                f"{longest} tokens. Shorten the prompt, or give more room: "
+                "`generate(..., max_length=...)`."
+            )
+        self._max_length = max_length
+        self.num_steps = int(self.steps.max(initial=0))
 
     def arrays(self):
         """Returns the prompts as NumPy arrays with the pads at the right."""
@@ -131,7 +122,7 @@ class Prompts:
             keep_stop: bool. Whether the stop id is an output too.
         """
         shape = (len(self.rows), self._max_length)
-        token_ids = np.zeros(shape, self._dtype)
+        token_ids = np.zeros(shape, "int32")
         mask = np.zeros(shape, bool)
         for i, row in enumerate(self.rows):
             row = row[:0] if strip_prompt else row
@@ -149,6 +140,43 @@ class Prompts:
         """The ids up to the first stop id."""
         ends = np.flatnonzero(np.isin(ids, stop_token_ids))
         return ids[: ends[0] + keep_stop] if len(ends) else ids
+
+
+def make_prompts(model, inputs, max_length, max_new_tokens, state):
+    """The `Prompts` of a batch of texts, or of a dict of ids.
+
+    Texts that go on from a `state` get no start token.
+    """
+    preprocessor = model.preprocessor
+    if preprocessor is not None and not isinstance(inputs, dict):
+        rows = preprocessor.prompt_rows(inputs, is_start=state is None)
+        if max_new_tokens is None:
+            max_length = max_length or preprocessor.sequence_length
+        return Prompts(rows, max_length, max_new_tokens)
+    if isinstance(inputs, dict):
+        inputs = {
+            name: None if value is None else to_numpy(value)
+            for name, value in inputs.items()
+        }
+    check_inputs(inputs, model.backbone.vocabulary_size)
+    token_ids, mask = inputs["token_ids"], inputs.get("padding_mask")
+    mask = np.ones(token_ids.shape, bool) if mask is None else mask
+    mask = _one_document(mask)
+    rows = [row[real] for row, real in zip(token_ids, mask, strict=True)]
+    return Prompts(rows, max_length or token_ids.shape[1], max_new_tokens, mask)
+
+
+def _one_document(mask):
+    """Where real tokens are, a new array; a prompt is one document."""
+    for i, row in enumerate(mask):
+        numbers = row[:0] if mask.dtype == bool else np.unique(row[row != 0])
+        if len(numbers) > 1:
+            raise ValueError(
+                "A prompt must be one document: one number in `padding_mask`, "
+                f"and 0 at pads. Received: {numbers} in row {i} of "
+                f"{len(mask)}. Give each document a row of its own."
+            )
+    return mask.astype(bool)
 
 
 def prompt_pieces(arrays, size):
@@ -172,8 +200,9 @@ def prompt_pieces(arrays, size):
                 for name, array in piece.items()
             }
         yield {
+            # A mask of bools stays one: it numbers no documents.
             name: ops.convert_to_tensor(
-                array, dtype="bool" if name == "padding_mask" else "int32"
+                array.astype("bool" if array.dtype == bool else "int32")
             )
             for name, array in piece.items()
         }

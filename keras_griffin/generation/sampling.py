@@ -1,4 +1,4 @@
-"""What generation needs to know of KerasHub's samplers."""
+"""The sampler of a call, and its settings as data for compiled functions."""
 
 import copy
 import functools
@@ -27,8 +27,69 @@ KNOWN = (
     samplers.ContrastiveSampler,
 )
 
-# Stop ids are padded to a multiple of this with an id that no token has.
-STOP_IDS = 8
+
+def call_sampler(model, sampler, temperature, seed):
+    """The sampler of one call."""
+    sampler = model.sampler if sampler is None else samplers.get(sampler)
+    check_sampler(sampler, model.backbone.vocabulary_size)
+    if temperature is None and seed is None:
+        return sampler
+    config = sampler.get_config()
+    if temperature is not None:
+        if temperature <= 0:
+            raise ValueError(
+                "`temperature` must be above 0. Received: "
+                f"{temperature}. For the likeliest token take "
+                "sampler='greedy'."
+            )
+        config["temperature"] = temperature
+    if "seed" in config:  # of a sampler that draws
+        config["seed"] = seed
+    return type(sampler).from_config(config)
+
+
+def find_stop_token_ids(model, stop_token_ids):
+    """The ids that end a row of one call, as a tuple."""
+    if stop_token_ids is None:
+        return ()
+    if not isinstance(stop_token_ids, str):
+        return tuple(int(id) for id in stop_token_ids)
+    if model.preprocessor is None:
+        raise ValueError(
+            "A `preprocessor` must be there for stop_token_ids='auto'. "
+            "Received: preprocessor=None. Give a tuple of ids, or None "
+            "to stop at the length alone."
+        )
+    return model.preprocessor.stop_token_ids
+
+
+def check_sampler(sampler, vocabulary_size):
+    """Raises for samplers that a recurrent state cannot serve."""
+    if isinstance(sampler, samplers.SpeculativeSampler):
+        raise ValueError(
+            "A sampler must not take tokens back: a recurrent state "
+            f"cannot. Received: {type(sampler).__name__}. Take 'greedy', "
+            "'top_k', 'top_p', 'random', 'beam' or 'contrastive'."
+        )
+    if getattr(sampler, "return_all_beams", False):
+        raise ValueError(
+            "`generate` returns one text for each prompt. Received: a "
+            "BeamSampler with return_all_beams=True. Set it to False."
+        )
+    k = getattr(sampler, "k", None)
+    if k is not None and k < 1:
+        raise ValueError(
+            "A sampler's `k` must be at least 1. Received: "
+            f"{type(sampler).__name__} with k={k}. For all tokens take "
+            "'random'."
+        )
+    # Above it the others take all tokens.
+    if isinstance(sampler, samplers.ContrastiveSampler) and k > vocabulary_size:
+        raise ValueError(
+            "A ContrastiveSampler's `k` must be at most the size of the "
+            f"vocabulary. Received: k={k}, a vocabulary of {vocabulary_size}. "
+            "Take fewer."
+        )
 
 
 def is_search(sampler):
@@ -99,11 +160,3 @@ def _draw_among(sampler, draw, k, probabilities):
     likeliest = ops.where(ops.arange(sampler.k) < k, likeliest, 0.0)
     column = draw(likeliest)[:, None]
     return ops.take_along_axis(token_ids, column, axis=-1)[:, 0]
-
-
-def pad_stop_token_ids(stop_token_ids):
-    """The ids as an array; a few more of them do not change its shape."""
-    size = STOP_IDS * max(1, -(-len(stop_token_ids) // STOP_IDS))
-    padded = np.full((size,), -1)
-    padded[: len(stop_token_ids)] = stop_token_ids
-    return padded

@@ -3,11 +3,19 @@
 import numpy as np
 
 
-def fill_inputs(inputs):
-    """Adds what may be left out of a dict of inputs."""
-    if isinstance(inputs, dict) and "segment_ids" not in inputs:
-        return {**inputs, "segment_ids": None}
-    return inputs
+def check_names(inputs):
+    """Raises for a dict of inputs with those of earlier versions.
+
+    Keras would read a third array as one of the other two.
+    """
+    if isinstance(inputs, dict) and "segment_ids" in inputs:
+        raise ValueError(
+            "`padding_mask` numbers the documents of a row: 0 at pads, and "
+            "another number than before where a document starts. Received: "
+            "`segment_ids`, which earlier versions took beside it. Give "
+            "`padding_mask = np.where(padding_mask, segment_ids - "
+            "segment_ids.min() + 1, 0)` in place of both."
+        )
 
 
 def check_inputs(inputs, vocabulary_size):
@@ -23,15 +31,15 @@ def check_inputs(inputs, vocabulary_size):
             + (f" with {sorted(inputs)}" if isinstance(inputs, dict) else "")
             + ". Text is tokenized by a GriffinCausalLMPreprocessor."
         )
+    check_names(inputs)
     token_ids = inputs["token_ids"]
     if len(token_ids.shape) != 2:
         raise ValueError(
             "`token_ids` must have shape (batch, time). Received: shape "
             f"{tuple(token_ids.shape)}. Add the missing axis."
         )
-    for name in ("padding_mask", "segment_ids"):
-        if inputs.get(name) is not None:
-            check_row_shape(name, inputs[name], token_ids)
+    if inputs.get("padding_mask") is not None:
+        check_row_shape("padding_mask", inputs["padding_mask"], token_ids)
     if isinstance(token_ids, np.ndarray):
         check_token_ids(token_ids, vocabulary_size)
 

@@ -19,7 +19,7 @@ class RecurrentBlock(TemporalLayer):
         num_gate_blocks: int. See `RGLRU`. Defaults to `16`.
         conv_kernel_size: int. See `CausalConv1D`. Defaults to `4` [tokens].
         recurrence: `"real"` or `"complex"`. See `RGLRU`. Defaults to `"real"`.
-        decay_initializer: see `RGLRU`. Defaults to `"paper"`.
+        decay_initializer: see `RGLRU`. Defaults to `"reference"`.
         output_kernel_initializer: initializer of `W_out`. Defaults to a
             normal of variance 1 / `units`.
         implementation: see `RGLRU`. Defaults to `"auto"`.
@@ -52,7 +52,7 @@ class RecurrentBlock(TemporalLayer):
         num_gate_blocks=16,
         conv_kernel_size=4,
         recurrence="real",
-        decay_initializer="paper",
+        decay_initializer="reference",
         output_kernel_initializer=None,
         implementation="auto",
         **kwargs,

@@ -107,7 +107,6 @@ class ResidualBlock(TemporalLayer):
         self,
         x,
         padding_mask=None,
-        segment_ids=None,
         initial_state=None,
         return_state=False,
         positions=None,
@@ -117,7 +116,6 @@ class ResidualBlock(TemporalLayer):
         return super().call(
             x,
             padding_mask,
-            segment_ids,
             initial_state,
             return_state,
             positions,

@@ -39,7 +39,7 @@ class RGLRU(TemporalLayer):
             matrices; must divide `units`. Defaults to `16`.
         recurrence: `"real"` or `"complex"`. Defaults to `"real"`.
         decay_initializer: initializer of `Lambda`, or one of `"paper"`,
-            `"reference"` (see `DecayInitializer`). Defaults to `"paper"`.
+            `"reference"` (see `DecayInitializer`). Defaults to `"reference"`.
         gate_initializer: initializer of the gates' blocks. Defaults to a
             normal of variance 1 / block width.
         implementation: what computes it: `"auto"`, `"ops"` or the name of a
@@ -96,7 +96,7 @@ class RGLRU(TemporalLayer):
         units,
         num_gate_blocks=16,
         recurrence="real",
-        decay_initializer="paper",
+        decay_initializer="reference",
         gate_initializer=None,
         implementation="auto",
         **kwargs,

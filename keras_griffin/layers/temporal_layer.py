@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_griffin.layers.input_checks import check_names
 from keras_griffin.layers.input_checks import check_row_shape
 from keras_griffin.layers.token_layout import TokenLayout
 from keras_griffin.layers.token_layout import init_rows
@@ -17,10 +18,11 @@ class TemporalLayer(keras.layers.Layer):
 
     Call arguments:
         x: float tensor `(batch, time, width)`.
-        padding_mask: `(batch, time)`, true (or 1) at real tokens; the others
-            change nothing anywhere. `None`: all tokens are real.
-        segment_ids: `(batch, time)` int, for packed rows: a new document
-            starts wherever the id differs from the previous real token's.
+        padding_mask: `(batch, time)`, 0 at pads, which change nothing
+            anywhere, and otherwise the number of the token's document: a new
+            one starts wherever it differs from the previous real token's. In
+            a mask of bools all tokens are of the document that the row is
+            in. `None`: all tokens are real, and of that document.
         initial_state: dict from `init_state` or from an earlier call with
             `return_state=True`; the rows go on where it ends. `None`: every
             row starts a document.
@@ -43,11 +45,14 @@ class TemporalLayer(keras.layers.Layer):
         # Keras would round a float32 state to a 16-bit compute dtype.
         super().__init__(autocast=False, **kwargs)
 
+    def __call__(self, *args, **kwargs):
+        check_names(kwargs)
+        return super().__call__(*args, **kwargs)
+
     def call(
         self,
         x,
         padding_mask=None,
-        segment_ids=None,
         initial_state=None,
         return_state=False,
         positions=None,
@@ -55,10 +60,10 @@ class TemporalLayer(keras.layers.Layer):
         **mix_options,
     ):
         x = ops.cast(x, self.compute_dtype)
-        self._check_call(x, padding_mask, segment_ids, positions)
+        self._check_call(x, padding_mask, positions)
         batch, time = ops.shape(x)[:2]
         layout = TokenLayout(
-            batch, time, padding_mask, segment_ids, initial_state, positions
+            batch, time, padding_mask, initial_state, positions
         )
         if return_state and initial_state is None:
             initial_state = self.init_state(batch)
@@ -139,13 +144,12 @@ class TemporalLayer(keras.layers.Layer):
         self,
         x,
         padding_mask=None,
-        segment_ids=None,
         initial_state=None,
         return_state=False,
         positions=None,
         return_intermediates=False,
     ):
-        self._check_call(x, padding_mask, segment_ids, positions)
+        self._check_call(x, padding_mask, positions)
         outputs = [keras.KerasTensor(x.shape, dtype=self.compute_dtype)]
         if return_state:
             state = initial_state or self.init_state(1)
@@ -162,7 +166,7 @@ class TemporalLayer(keras.layers.Layer):
             outputs.append(self.intermediates_spec(x.shape))
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
-    def _check_call(self, x, padding_mask, segment_ids, positions):
+    def _check_call(self, x, padding_mask, positions):
         if len(x.shape) != 3:
             raise ValueError(
                 "`x` must have shape (batch, time, width). Received: "
@@ -170,7 +174,6 @@ class TemporalLayer(keras.layers.Layer):
             )
         for name, value in (
             ("padding_mask", padding_mask),
-            ("segment_ids", segment_ids),
             ("positions", positions),
         ):
             if value is None:

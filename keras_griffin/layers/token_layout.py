@@ -1,11 +1,15 @@
 """Where each token of a batch stands: in its document, row and state."""
 
+import keras
 from keras import ops
 
-from keras_griffin.kernels.linear_scan import linear_scan
-
-# The part of every temporal layer's state that counts tokens.
+# The part of every temporal layer's state that counts tokens. "segment_id" is
+# the number of the last token's document, under the name that files have for
+# it; 0 before the first numbered one.
 ROW_KEYS = ("position", "segment_id", "length")
+
+# Tokens of a row whose length is not known when it is traced.
+MAX_TIME = 2**24
 
 
 def init_rows(batch_size):
@@ -25,13 +29,14 @@ class TokenLayout:
     Args:
         batch: int or scalar tensor. Number of rows.
         time: int or scalar tensor. Tokens in a row.
-        padding_mask: `(batch, time)`, true at real tokens. `None`: all are.
-        segment_ids: `(batch, time)` int. A new document starts wherever the id
-            differs from that of the previous real token. `None`: every row
-            goes on with the document it is in.
+        padding_mask: `(batch, time)`, 0 at pads and otherwise the number of
+            the token's document: a new one starts wherever it differs from
+            the previous real token's. A mask of bools numbers no documents:
+            every row goes on with the one it is in, number 1 if it is the
+            first. `None`: as a mask of true everywhere.
         state: dict with the `ROW_KEYS`, from an earlier call, or `None`.
         positions: `(batch, time)` int, when they are known already. Pads then
-            have to be last, and `segment_ids` is not needed.
+            have to be last.
 
     Attributes:
         positions: `(batch, time)` int32, on compact rows.
@@ -45,7 +50,6 @@ class TokenLayout:
         batch,
         time,
         padding_mask=None,
-        segment_ids=None,
         state=None,
         positions=None,
     ):
@@ -55,15 +59,18 @@ class TokenLayout:
         self.mask = None
         self._order = None
         self._num_real = None
+        self._documents = None
         if padding_mask is not None:
+            if keras.backend.standardize_dtype(padding_mask.dtype) != "bool":
+                self._documents = ops.cast(padding_mask, "int32")
+                padding_mask = self._documents
             self.mask = ops.cast(padding_mask, "bool")
             self._num_real = ops.sum(ops.cast(self.mask, "int32"), axis=1)
             # A single column has nowhere to move.
             if positions is None and not _is_one(time):
                 self._set_order()
-        if segment_ids is not None:
-            segment_ids = self.compact(ops.cast(segment_ids, "int32"))
-        self._segment_ids = segment_ids
+        if self._documents is not None:
+            self._documents = self.compact(self._documents)
         if positions is None:
             positions = self._find_positions(batch)
         self.positions = ops.cast(positions, "int32")
@@ -85,28 +92,18 @@ class TokenLayout:
     def _find_positions(self, batch):
         columns = ops.arange(self._time, dtype="int32")[None, :]
         columns = ops.broadcast_to(columns, (batch, self._time))
-        if self._segment_ids is None:
-            if self._state is None:
-                return columns
-            return self._state["position"][:, None] + columns
-        ids = self._segment_ids
-        if self._state is None:
-            before = ids[:, :1]
-            count = ops.zeros_like(ids[:, 0])
-        else:
-            before = self._state["segment_id"][:, None]
-            count = self._state["position"]
-        same = ops.equal(ids, ops.concatenate([before, ids[:, :-1]], axis=1))
-        # count[t] = same[t] count[t-1] + 1 counts the document's tokens up to
-        # t; float32 is exact to 2^24 tokens.
-        same = ops.cast(same, "float32")[:, :, None]
-        count, _ = linear_scan(
-            ops.ones_like(same),
-            same,
-            initial_state=ops.cast(count, "float32")[:, None],
-            implementation="ops",
-        )
-        return ops.cast(count[:, :, 0], "int32") - 1
+        documents, state = self._documents, self._state
+        # The column of the token at position 0, before these if negative.
+        start = 0 if state is None else -state["position"][:, None]
+        if documents is not None:
+            before = documents[:, :1]
+            if state is not None:
+                before = state["segment_id"][:, None]
+                before = ops.where(ops.equal(before, 0), 1, before)
+            before = ops.concatenate([before, documents[:, :-1]], axis=1)
+            start = ops.where(ops.equal(documents, before), start, columns)
+            start = _cumulative_max(start, self._time)
+        return columns - start
 
     def compact(self, x):
         """Moves real tokens of `x` `(batch, time, ...)` to the front."""
@@ -155,12 +152,12 @@ class TokenLayout:
         """Returns the row counters after these tokens."""
         rows = self._state or init_rows(batch)
         position = self.last(self.positions + 1, rows["position"])
-        segment_id = rows["segment_id"]
-        if self._segment_ids is not None:
-            segment_id = self.last(self._segment_ids, segment_id)
+        document = rows["segment_id"]
+        if self._documents is not None:
+            document = self.last(self._documents, document)
         return {
             "position": position,
-            "segment_id": segment_id,
+            "segment_id": document,
             "length": rows["length"] + ops.cast(self.num_real, "int32"),
         }
 
@@ -170,6 +167,16 @@ def permute(x, index):
     for _ in range(len(x.shape) - 2):
         index = index[..., None]
     return ops.take_along_axis(x, index, axis=1)
+
+
+def _cumulative_max(x, time):
+    """The largest of each row of `x` `(batch, time)` up to each column."""
+    step = 1
+    while step < (time if isinstance(time, int) else MAX_TIME):
+        larger = ops.maximum(x[:, step:], x[:, :-step])
+        x = ops.concatenate([x[:, :step], larger], axis=1)
+        step *= 2
+    return x
 
 
 def _is_one(time):

@@ -12,7 +12,7 @@ from keras_griffin.distribution.layout_map import layout_map
 from keras_griffin.layers.block_diagonal_dense import fan_in_normal
 from keras_griffin.layers.gated_mlp import GatedMLP
 from keras_griffin.layers.input_checks import check_inputs
-from keras_griffin.layers.input_checks import fill_inputs
+from keras_griffin.layers.input_checks import check_names
 from keras_griffin.layers.local_mqa import LocalMQA
 from keras_griffin.layers.recurrent_block import RecurrentBlock
 from keras_griffin.layers.replica_dropout import ReplicaDropout
@@ -33,9 +33,9 @@ BLOCK_TYPES = ("recurrent", "local_attention", "global_attention")
 class _CompactRows(keras.layers.Layer):
     """Moves real tokens to the front and finds their positions, once."""
 
-    def call(self, token_ids, padding_mask, segment_ids=None):
+    def call(self, token_ids, padding_mask):
         batch, time = ops.shape(token_ids)
-        layout = TokenLayout(batch, time, padding_mask, segment_ids)
+        layout = TokenLayout(batch, time, padding_mask)
         place = layout.place
         if place is None:
             place = ops.broadcast_to(
@@ -43,7 +43,7 @@ class _CompactRows(keras.layers.Layer):
             )
         return layout.compact(token_ids), layout.positions, place
 
-    def compute_output_spec(self, token_ids, padding_mask, segment_ids=None):
+    def compute_output_spec(self, token_ids, padding_mask):
         return tuple(
             keras.KerasTensor(token_ids.shape, dtype="int32") for _ in range(3)
         )
@@ -103,14 +103,15 @@ class GriffinBackbone(Backbone):
         implementation: which kernel computes the recurrence. See `RGLRU`.
             Defaults to `"auto"`.
         decay_initializer: `"paper"` or `"reference"`. See
-            `DecayInitializer`. Defaults to `"paper"`.
+            `DecayInitializer`. Defaults to `"reference"`.
         dtype: dtype or policy of the computations and weights. Defaults to
             `None`: Keras' own default.
 
     Call arguments:
-        inputs: dict of `"token_ids"` `(batch, time)` int, `"padding_mask"`
-            `(batch, time)`, 1 at real tokens, and optionally `"segment_ids"`
-            `(batch, time)` int for packed documents.
+        inputs: dict of `"token_ids"` `(batch, time)` int and `"padding_mask"`
+            `(batch, time)`, 0 at pads and otherwise the number of the token's
+            document: a new one starts wherever it differs from the previous
+            real token's. A mask of ones is one document.
 
     Returns:
         `(batch, time, hidden_dim)`. Outputs at pads have no meaning.
@@ -164,7 +165,7 @@ class GriffinBackbone(Backbone):
         layer_norm_epsilon=1e-6,
         dropout=0.0,
         implementation="auto",
-        decay_initializer="paper",
+        decay_initializer="reference",
         dtype=None,
         **kwargs,
     ):
@@ -267,22 +268,15 @@ class GriffinBackbone(Backbone):
             self.embedding_scale = float(ml_dtypes.bfloat16(hidden_dim**0.5))
         token_ids = keras.Input((None,), dtype="int32", name="token_ids")
         padding_mask = keras.Input((None,), dtype="int32", name="padding_mask")
-        segment_ids = keras.Input(
-            (None,), dtype="int32", name="segment_ids", optional=True
-        )
         compact_ids, positions, place = self._compact_rows(
-            token_ids, padding_mask, segment_ids
+            token_ids, padding_mask
         )
         x = self._embed(compact_ids)
         for block in self.blocks:
             x = block(x, positions=positions)
         x = self._restore_rows(self.final_norm(x), place)
         super().__init__(
-            inputs={
-                "token_ids": token_ids,
-                "padding_mask": padding_mask,
-                "segment_ids": segment_ids,
-            },
+            inputs={"token_ids": token_ids, "padding_mask": padding_mask},
             outputs=x,
             dtype=dtype,
             **kwargs,
@@ -395,14 +389,14 @@ class GriffinBackbone(Backbone):
         return self.embedding_dropout(keep_rows(x))
 
     def __call__(self, inputs, *args, **kwargs):
-        inputs = fill_inputs(inputs)
         check_inputs(inputs, self.vocabulary_size)
         return super().__call__(inputs, *args, **kwargs)
 
     # Keras looks for `training` by name: without it nothing would drop out.
     def call(self, inputs, training=None, mask=None):
         # On JAX, `fit` comes here without passing `__call__`.
-        return super().call(fill_inputs(inputs), training=training, mask=mask)
+        check_names(inputs)
+        return super().call(inputs, training=training, mask=mask)
 
     def init_state(self, batch_size, max_length=None):
         """Returns the state of `batch_size` rows that have seen no token.
@@ -414,10 +408,10 @@ class GriffinBackbone(Backbone):
 
         Returns:
             dict: `"position"` `(batch,)` int32 of the next token in its
-            document, `"segment_id"` `(batch,)` of the last token, `"length"`
-            `(batch,)` tokens seen, and `"blocks"`, a list with one dict a
-            block (`"inputs"` and `"recurrent"`, or `"keys"` and `"values"`).
-            Axis 0 of every array is the batch.
+            document, `"segment_id"` `(batch,)`, that document's number,
+            `"length"` `(batch,)` tokens seen, and `"blocks"`, a list with one
+            dict a block (`"inputs"` and `"recurrent"`, or `"keys"` and
+            `"values"`). Axis 0 of every array is the batch.
 
         Raises:
             ValueError: if there is global attention and no `max_length`.
@@ -435,7 +429,7 @@ class GriffinBackbone(Backbone):
         token_ids,
         state,
         padding_mask=None,
-        segment_ids=None,
+        *,
         positions=None,
     ):
         """Goes on from `state`: hidden states of new tokens, and their state.
@@ -446,9 +440,10 @@ class GriffinBackbone(Backbone):
         Args:
             token_ids: `(batch, time)` int.
             state: from `init_state` or from an earlier call.
-            padding_mask: `(batch, time)`, true at real tokens. `None`: all.
-            segment_ids: `(batch, time)` int. `None`: every row goes on with
-                the document that it is in.
+            padding_mask: `(batch, time)`, 0 at pads and otherwise numbers of
+                documents, as of a call. In a mask of bools, and for `None`,
+                where all tokens are real, every row goes on with the document
+                that it is in.
             positions: `(batch, time)` int. Position of each token in its
                 document, if the caller has them; pads then have to come last
                 in each row. `None`: they are found from the rest.
@@ -459,9 +454,7 @@ class GriffinBackbone(Backbone):
         """
         batch, time = ops.shape(token_ids)
         rows = {key: state[key] for key in ROW_KEYS}
-        layout = TokenLayout(
-            batch, time, padding_mask, segment_ids, rows, positions
-        )
+        layout = TokenLayout(batch, time, padding_mask, rows, positions)
         x = self._embed(layout.compact(token_ids))
         blocks = []
         for block, block_state in zip(
@@ -505,16 +498,15 @@ class GriffinBackbone(Backbone):
         remembered = 1 / (1 - decay[0, 1:4].mean(axis=0))  # tokens a channel
         ```
         """
-        inputs = fill_inputs(inputs)
         check_inputs(inputs, self.vocabulary_size)
-        token_ids, padding_mask, segment_ids = (
+        token_ids, padding_mask = (
             None
             if inputs.get(name) is None
             else ops.convert_to_tensor(inputs[name])
-            for name in ("token_ids", "padding_mask", "segment_ids")
+            for name in ("token_ids", "padding_mask")
         )
         batch, time = ops.shape(token_ids)
-        layout = TokenLayout(batch, time, padding_mask, segment_ids)
+        layout = TokenLayout(batch, time, padding_mask)
         x = self._embed(layout.compact(token_ids))
         found = {}
         for block in self.blocks:

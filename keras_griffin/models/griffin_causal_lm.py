@@ -13,12 +13,16 @@ from keras_griffin.distribution.layout_map import check_layout_map
 from keras_griffin.generation import chat_template
 from keras_griffin.generation import decoding
 from keras_griffin.generation import exported_steps
+from keras_griffin.generation import prompts
+from keras_griffin.generation import sampling
+from keras_griffin.generation import scoring
+from keras_griffin.generation import search
 from keras_griffin.generation.chat_session import ChatSession
 from keras_griffin.generation.compiled_functions import CompiledFunctions
 from keras_griffin.generation.state_files import load_state
 from keras_griffin.generation.state_files import save_state
 from keras_griffin.layers.input_checks import check_inputs
-from keras_griffin.layers.input_checks import fill_inputs
+from keras_griffin.layers.input_checks import check_names
 from keras_griffin.models.griffin_backbone import GriffinBackbone
 from keras_griffin.models.griffin_causal_lm_preprocessor import (
     GriffinCausalLMPreprocessor,
@@ -277,14 +281,13 @@ class GriffinCausalLM(CausalLM):
         return logits if cap is None else cap * ops.tanh(logits / cap)
 
     def __call__(self, inputs, *args, **kwargs):
-        inputs = fill_inputs(inputs)
         check_inputs(inputs, self.backbone.vocabulary_size)
         return super().__call__(inputs, *args, **kwargs)
 
     # Keras looks for `training` by name: without it nothing would drop out.
     def call(self, inputs, training=None, mask=None):
         # On JAX, `fit` comes here without passing `__call__`.
-        inputs = fill_inputs(inputs)
+        check_names(inputs)
         in_step = _in_step.get() is self
         if self._replica_call is not None:
             return self._replica_call(inputs, training, in_step)
@@ -423,7 +426,7 @@ class GriffinCausalLM(CausalLM):
         if isinstance(distribution, GriffinParallel):
             check_layout_map(distribution.layout_map, self)
         self._functions = CompiledFunctions(self)
-        decoding.check_sampler(self.sampler, self.backbone.vocabulary_size)
+        sampling.check_sampler(self.sampler, self.backbone.vocabulary_size)
         metrics = [
             kwargs.get("metrics") or [],
             kwargs.get("weighted_metrics", "auto") or [],
@@ -494,8 +497,9 @@ class GriffinCausalLM(CausalLM):
         prompt of any length can be read in pieces.
 
         Args:
-            inputs: dict of `"token_ids"` `(batch, time)` and optionally
-                `"padding_mask"` and `"segment_ids"`, both `(batch, time)`.
+            inputs: dict of `"token_ids"` and optionally `"padding_mask"`,
+                both `(batch, time)`; numbers in the mask are documents, as of
+                a call of `GriffinBackbone`, and bools are not.
             state: from an earlier call. `None`: a fresh state (which global
                 attention can't have: use `init_state`). Defaults to `None`.
 
@@ -662,12 +666,12 @@ class GriffinCausalLM(CausalLM):
         """Returns the function of token ids that KerasHub knows."""
 
         def generate_function(inputs, stop_token_ids=None):
-            prompts = decoding.make_prompts(self, inputs, None, None, None)
-            stop_token_ids = decoding.find_stop_token_ids(self, stop_token_ids)
+            rows = prompts.make_prompts(self, inputs, None, None, None)
+            stops = sampling.find_stop_token_ids(self, stop_token_ids)
             generated, _ = decoding.generate_tokens(
-                self, prompts, stop_token_ids, self.sampler, None
+                self, rows, stops, self.sampler, None
             )
-            return prompts.outputs(generated, stop_token_ids)
+            return rows.outputs(generated, stops)
 
         return generate_function
 
@@ -682,7 +686,7 @@ class GriffinCausalLM(CausalLM):
         Returns:
             `(batch, width)` ids; the last `max(num_steps)` are new.
         """
-        return decoding.generate_step(self, inputs, stop_token_ids, sampler)
+        return search.generate_step(self, inputs, stop_token_ids, sampler)
 
     def generate_stream(
         self,
@@ -824,7 +828,7 @@ class GriffinCausalLM(CausalLM):
         model.score("To be, or not to be").sum()
         ```
         """
-        return decoding.score(self, inputs, state, return_greedy)
+        return scoring.score(self, inputs, state, return_greedy)
 
 
 class _Reduction(keras.losses.Loss):

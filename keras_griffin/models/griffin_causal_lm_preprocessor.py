@@ -298,27 +298,31 @@ class GriffinCausalLMPreprocessor(CausalLMPreprocessor):
         Raises:
             ValueError: for a prompt that is longer than `sequence_length`.
         """
-        x = self.render_prompts(x)
-        sequence_length = sequence_length or self.sequence_length
-        token_ids = self._tokenize_prompts(x)
-        self._check_fits(token_ids, sequence_length)
         if not self.built:
             self.build(None)
+        sequence_length = sequence_length or self.sequence_length
+        token_ids = self._tokenize_prompts(self.render_prompts(x))
+        self._check_fits(token_ids, sequence_length)
         token_ids, padding_mask = self.packer(
             token_ids, sequence_length=sequence_length, add_end_value=False
         )
         return {"token_ids": token_ids, "padding_mask": padding_mask}
 
-    def longest_prompt(self, x):
-        """Returns the tokens of the longest prompt, the start token included.
+    def prompt_rows(self, x, is_start=True):
+        """Returns the token ids of prompts as a list of lists, unpadded.
 
         Args:
-            x: as of `generate_preprocess`.
+            x: list, array or `tf.Tensor` of strings, or a list of lists of
+                messages.
+            is_start: bool. Whether the prompts begin with the start token,
+                if the preprocessor adds one. Defaults to `True`.
         """
-        token_ids = self._tokenize_prompts(self.render_prompts(x))
-        rows = token_ids if isinstance(token_ids, list) else [token_ids]
-        start = 1 if self.add_start_token else 0
-        return start + max((len(row) for row in rows), default=0)
+        x = self.render_prompts(x)
+        if not isinstance(x, list):
+            x = chat_template.strings(x)
+        start = [self.tokenizer.start_token_id] if self.add_start_token else []
+        rows = self._tokenize_prompts(x)
+        return [[*(start if is_start else []), *row] for row in rows]
 
     def _check_fits(self, token_ids, sequence_length):
         start = 1 if self.add_start_token else 0

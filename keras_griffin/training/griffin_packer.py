@@ -8,8 +8,8 @@ import numpy as np
 class GriffinPacker:
     """Packs documents of token ids into rows of one length, for `fit`.
 
-    Several short documents share a row, each under a segment id of its own:
-    the model computes for each what it would for the document alone, so that
+    Several short documents share a row, each under a number of its own: the
+    model computes for each what it would for the document alone, so that
     packing changes the speed and nothing else. Documents keep their tokens:
     each token is in one row, once.
 
@@ -31,12 +31,12 @@ class GriffinPacker:
             - a Grain `MapDataset` or `IterDataset`.
 
     Returns:
-        Rows `(x, y, sample_weight)`, where `x` is a dict of `"token_ids"`,
-        `"padding_mask"` and `"segment_ids"` (1, 2, ... and 0 at pads), `y` the
-        next tokens, and `sample_weight` 1 where the next token belongs to the
-        same document, 0 at a document's last token and at pads. For a
-        sequence, arrays of all rows `(rows, sequence_length)`; for a dataset,
-        a dataset of the same kind whose elements are rows
+        Rows `(x, y, sample_weight)`, where `x` is a dict of `"token_ids"` and
+        `"padding_mask"` (the document's number in the row, 1, 2, ..., and 0 at
+        pads), `y` the next tokens, and `sample_weight` 1 where the next token
+        belongs to the same document, 0 at a document's last token and at
+        pads. For a sequence, arrays of all rows `(rows, sequence_length)`;
+        for a dataset, a dataset of the same kind whose elements are rows
         `(sequence_length,)`, to be batched. The same rows for all of them.
         Grain's iterator can be saved and restored between any two rows.
 
@@ -172,8 +172,8 @@ class GriffinPacker:
 
         Row `i` of all batches together is one long text: document after
         document, whole. Only a model that keeps its state from batch to batch
-        can make use of it: see `StatefulTrainer`. Segment ids count the
-        documents, from 1. When documents run out, rows end in pads.
+        can make use of it: see `StatefulTrainer`. The mask counts documents,
+        from 1. When they run out, rows end in pads.
 
         Args:
             documents: iterable of 1-D token ids; it may be endless.
@@ -235,36 +235,28 @@ class GriffinPacker:
             following[-1] if full else None,
         )
 
-    def _finish(self, token_ids, segment_ids, next_token):
+    def _finish(self, token_ids, numbers, next_token):
         """Pads a row, and finds its labels and their weights."""
         real = len(token_ids)
         pads = self.sequence_length - real
         token_ids = np.pad(
             token_ids, (0, pads), constant_values=self.pad_token_id
         ).astype("int32")
-        segment_ids = np.pad(segment_ids, (0, pads)).astype("int32")
+        padding_mask = np.pad(numbers, (0, pads)).astype("int32")
         y = np.roll(token_ids, -1)
         y[-1] = self.pad_token_id if next_token is None else next_token
         sample_weight = np.zeros(self.sequence_length, "float32")
-        sample_weight[:-1] = segment_ids[1:] == segment_ids[:-1]
+        sample_weight[:-1] = padding_mask[1:] == padding_mask[:-1]
         sample_weight[real:] = 0.0
         sample_weight[-1] = next_token is not None
-        padding_mask = (np.arange(self.sequence_length) < real).astype("int32")
-        return (
-            {
-                "token_ids": token_ids,
-                "padding_mask": padding_mask,
-                "segment_ids": segment_ids,
-            },
-            y,
-            sample_weight,
-        )
+        x = {"token_ids": token_ids, "padding_mask": padding_mask}
+        return x, y, sample_weight
 
     def _pack_tf_data(self, documents):
         import tensorflow as tf
 
         ids = tf.TensorSpec((self.sequence_length,), "int32")
-        names = ("token_ids", "padding_mask", "segment_ids")
+        names = ("token_ids", "padding_mask")
         return tf.data.Dataset.from_generator(
             lambda: self.rows(documents.as_numpy_iterator()),
             output_signature=(

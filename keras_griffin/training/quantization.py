@@ -99,7 +99,8 @@ def quantized_policy(dtype, saved):
         )
     others = policies.keys() - quantized.keys()
     quantized.update({path: policies[path] for path in others})
-    return keras.dtype_policies.DTypePolicyMap(default, quantized)
+    # By its name, which is how a configuration has it.
+    return keras.dtype_policies.DTypePolicyMap(default.name, quantized)
 
 
 def set_input_quantizers(backbone, saved):

@@ -101,7 +101,12 @@ def _fit(model, data, backup, epochs, callbacks, kwargs):
 
 
 class _Backup(keras.callbacks.Callback):
-    """Writes backups, and reads the last one."""
+    """Writes backups, and reads the last one.
+
+    `keras.callbacks.OrbaxCheckpoint` (3.15) keeps neither the place in the
+    data nor PyTorch's random states, and reads nothing back: training that
+    goes on from its checkpoints is not bit for bit the one that was broken off.
+    """
 
     def __init__(self, model, data, folder, save_freq):
         super().__init__()

@@ -5,7 +5,6 @@ from keras_griffin import keras_compat
 from keras_griffin.distribution.layout_map import MODEL
 from keras_griffin.distribution.layout_map import axis_size
 from keras_griffin.layers.input_checks import check_inputs
-from keras_griffin.layers.input_checks import fill_inputs
 
 
 @keras.saving.register_keras_serializable(package="keras_griffin")
@@ -15,8 +14,8 @@ class StatefulTrainer(keras.Model):
     Row `i` of a batch goes on where row `i` of the batch before ended: the
     state, of fixed size, is handed on from batch to batch, while memory is
     that of one batch. Gradients end at the chunk's border (truncated
-    backpropagation through time). Where a row's segment id differs from the
-    one before, a document starts, also at the border.
+    backpropagation through time). Where the number in `padding_mask` differs
+    from the real token's before, a document starts, also at the border.
 
     The weights are the model's own: after `fit`, the model has learned.
     Each epoch starts with a fresh state, unless `steps_per_epoch` says that
@@ -110,7 +109,6 @@ class StatefulTrainer(keras.Model):
             variable.assign(variable.value)
 
     def call(self, inputs, training=None):
-        inputs = fill_inputs(inputs)
         check_inputs(inputs, self.causal_lm.backbone.vocabulary_size)
         rows = inputs["token_ids"].shape[0]
         if rows not in (None, self.batch_size):
@@ -128,7 +126,6 @@ class StatefulTrainer(keras.Model):
             inputs["token_ids"],
             state,
             inputs["padding_mask"],
-            inputs["segment_ids"],
         )
         for variable, leaf in zip(
             self._state_variables, keras.tree.flatten(state), strict=True

@@ -5,9 +5,10 @@ import numpy as np
 class StopOnNaN(keras.callbacks.Callback):
     """Stops training at the first step whose loss is not a finite number.
 
-    `keras.callbacks.TerminateOnNaN` names the batch within its epoch alone;
-    this one names the step, raises, and so leaves backups alone. Looking at
-    the loss waits for the step, as a progress bar does. It has no arguments.
+    As `keras.callbacks.TerminateOnNaN(raise_error=True)` does, which names the
+    batch within its epoch alone; this one names the step, as a backup of
+    `resumable_fit` is named. Looking at the loss waits for the step, as a
+    progress bar does. It has no arguments.
 
     Raises:
         FloatingPointError: in `fit`, after that step.

@@ -1,35 +1,24 @@
-"""`save_to_preset`, model cards, uploads and conversions."""
+"""`save_to_preset`, exports, model cards and uploads."""
 
-import json
 import types
 
 import keras
 import keras_hub
-import numpy as np
 import pytest
 
 import keras_griffin
-from keras_griffin.cli import conversion
-from keras_griffin.cli import main as cli
-from support import peers
-from support.checks import to_numpy
+from support.models import assert_same_weights
+from support.models import model_with_tokenizer
 from support.models import randomize
+
+pytestmark = pytest.mark.slow
 
 SHARD = 4e-5  # GB
 
 
 @pytest.fixture(scope="module")
 def model():
-    tokenizer = keras_griffin.GriffinTokenizer(
-        peers.train_tokenizer("bpe", exact=True)
-    )
-    backbone = keras_griffin.GriffinBackbone(
-        **{**peers.GRIFFIN, "vocabulary_size": tokenizer.vocabulary_size()}
-    )
-    randomize(backbone)
-    return keras_griffin.GriffinCausalLM(
-        backbone, keras_griffin.GriffinCausalLMPreprocessor(tokenizer)
-    )
+    return model_with_tokenizer()
 
 
 @pytest.fixture(scope="module")
@@ -39,22 +28,15 @@ def saved(model, tmp_path_factory):
     return folder
 
 
-def check_equal(received, expected):
-    for ours, theirs in zip(received.weights, expected.weights, strict=True):
-        np.testing.assert_array_equal(
-            to_numpy(ours.value), to_numpy(theirs.value)
-        )
-
-
 @pytest.mark.parametrize("max_shard_size", [10, None, SHARD])
 def test_save_to_preset(model, tmp_path, max_shard_size):
     model.save_to_preset(tmp_path / "model", max_shard_size)
     shards = sorted((tmp_path / "model").glob("model_*.weights.h5"))
     assert (len(shards) > 1) == (max_shard_size == SHARD)
     loaded = keras_griffin.GriffinCausalLM.from_preset(tmp_path / "model")
-    check_equal(loaded, model)
+    assert_same_weights(loaded, model)
     again = keras_griffin.GriffinBackbone.from_preset(tmp_path / "model")
-    check_equal(again, model.backbone)
+    assert_same_weights(again, model.backbone)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -67,7 +49,7 @@ def test_keras_files(model, tmp_path, dtype):
     whole.optimizer.build(whole.trainable_variables)
     whole.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
-    check_equal(loaded, whole)
+    assert_same_weights(loaded, whole)
     assert {v.dtype for v in loaded.weights} == {dtype}
     assert loaded.preprocessor.tokenizer("fox").tolist() == (
         model.preprocessor.tokenizer("fox").tolist()
@@ -86,11 +68,15 @@ def test_saving_again_leaves_no_old_weights(model, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     model.save_to_preset(tmp_path, SHARD)
     assert not (tmp_path / "model.weights.h5").exists()
-    check_equal(keras_griffin.GriffinCausalLM.from_preset(tmp_path), model)
+    assert_same_weights(
+        keras_griffin.GriffinCausalLM.from_preset(tmp_path), model
+    )
     other.save_to_preset(tmp_path)
     assert not list(tmp_path.glob("model_*"))
     assert not (tmp_path / "model.weights.json").exists()
-    check_equal(keras_griffin.GriffinCausalLM.from_preset(tmp_path), other)
+    assert_same_weights(
+        keras_griffin.GriffinCausalLM.from_preset(tmp_path), other
+    )
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
@@ -195,125 +181,3 @@ def test_upload_to_kaggle(saved, monkeypatch, model, tmp_path):
 
 
 # --- Conversions ---
-
-STEPS = [
-    ("transformers", {}),
-    ("deepmind", {"framework": "flax"}),
-    ("deepmind", {"framework": "torch"}),
-    ("keras", {}),
-]
-
-
-def test_conversions_in_a_row(saved, model, tmp_path):
-    source = saved
-    for i, (form, options) in enumerate(STEPS):
-        report = conversion.convert(source, tmp_path / str(i), form, **options)
-        assert report == {
-            "parameters": model.count_params(),
-            "dtype": "float32",
-            "tokenizer": True,
-        }
-        source = tmp_path / str(i)
-    loaded = keras_griffin.GriffinCausalLM.from_preset(source)
-    check_equal(loaded, model)
-    kept = model.backbone.get_config()
-    received = loaded.backbone.get_config()
-    for name in ("name", "decay_initializer"):
-        kept.pop(name), received.pop(name)
-    assert received == kept
-    assert loaded.preprocessor.tokenizer("fox").tolist() == (
-        model.preprocessor.tokenizer("fox").tolist()
-    )
-
-
-def test_command(saved, model, tmp_path, capsys):
-    target = tmp_path / "out"
-    arguments = ["convert", str(saved), str(target), "--to", "transformers"]
-    assert cli.main([*arguments, "--dtype", "bfloat16"]) == 0
-    assert capsys.readouterr().out == (
-        f"{target}: {model.count_params():,} parameters in bfloat16, with "
-        "tokenizer. Loaded again, it gives the same logits.\n"
-    )
-    assert json.loads((target / "config.json").read_text())["dtype"] == (
-        "bfloat16"
-    )
-    # A second time the folder is taken.
-    assert cli.main(arguments) == cli.USAGE_ERROR
-    assert "new or empty" in capsys.readouterr().err
-
-
-@pytest.mark.backend_independent
-def test_command_on_one_file(saved, tmp_path, capsys):
-    middle, target = tmp_path / "torch", tmp_path / "out"
-    arguments = ["--to", "deepmind", "--framework", "torch"]
-    assert cli.main(["convert", str(saved), str(middle), *arguments]) == 0
-    (middle / "tokenizer.model").unlink()
-    file = str(middle / "model.pt")
-    capsys.readouterr()
-    assert cli.main(["convert", file, str(target), "--to", "keras"]) == 0
-    assert "without tokenizer" in capsys.readouterr().out
-
-
-@pytest.mark.backend_independent
-def test_info_of_an_archive(model, tmp_path, capsys):
-    folder = str(tmp_path / "torch")
-    model.export_to_deepmind(folder, framework="torch")
-    (tmp_path / "torch" / "keras_griffin.json").unlink()
-    assert cli.main(["info", folder]) == 0
-    out = capsys.readouterr().out
-    assert f"Parameters: {model.count_params():,} (" in out
-    assert "attention_window_size  2048" in out
-    assert cli.main(["info", str(tmp_path)]) == cli.USAGE_ERROR
-    assert "no checkpoint of DeepMind's" in capsys.readouterr().err
-    (tmp_path / "torch" / "model.pt").write_bytes(b"")
-    assert cli.main(["info", folder]) == cli.USAGE_ERROR
-    assert "complete and undamaged" in capsys.readouterr().err
-
-
-@pytest.mark.backend_independent
-def test_a_conversion_that_changes_logits_is_dropped(
-    saved, tmp_path, monkeypatch
-):
-    whole = conversion._logits
-    calls = []
-
-    def logits(model):
-        calls.append(model)
-        return whole(model) + (len(calls) - 1)
-
-    monkeypatch.setattr(conversion, "_logits", logits)
-    with pytest.raises(ValueError, match="logits of its source.*up to 1.0"):
-        conversion.convert(saved, tmp_path / "out", "transformers")
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.backend_independent
-def test_the_check_sees_every_weight(saved, tmp_path, monkeypatch):
-    from keras_griffin.checkpoints import huggingface
-
-    write_weights = huggingface.write_weights
-
-    def write_wrong(backbone, *arguments):
-        norm = backbone.blocks[1].mlp_norm.scale
-        norm.assign(norm + 0.5)
-        write_weights(backbone, *arguments)
-
-    monkeypatch.setattr(huggingface, "write_weights", write_wrong)
-    with pytest.raises(ValueError, match="logits of its source"):
-        conversion.convert(saved, tmp_path / "out", "transformers")
-
-
-@pytest.mark.backend_independent
-def test_conversions_that_cannot_be(saved, tmp_path):
-    with pytest.raises(ValueError, match="keras, transformers, deepmind"):
-        conversion.convert(saved, tmp_path / "out", "gguf")
-    assert list(tmp_path.iterdir()) == []
-    plain = keras_griffin.GriffinCausalLM(
-        keras_griffin.GriffinBackbone(
-            **{**peers.GRIFFIN, "scale_embeddings": False}
-        )
-    )
-    plain.save_to_preset(tmp_path / "in")
-    with pytest.raises(ValueError, match="Embeddings are always scaled"):
-        conversion.convert(tmp_path / "in", tmp_path / "out", "transformers")
-    assert list(tmp_path.iterdir()) == [tmp_path / "in"]

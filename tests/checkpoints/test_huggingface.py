@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from keras_griffin.checkpoints import huggingface
+from keras_griffin.checkpoints import huggingface_config
+from keras_griffin.checkpoints import huggingface_weights
 from keras_griffin.checkpoints import weight_map
 from keras_griffin.models.griffin_backbone import GriffinBackbone
 from support.processes import xla_flags
@@ -56,7 +57,8 @@ TINY = {
 
 
 def make_backbone(**arguments):
-    return GriffinBackbone(**{**huggingface.backbone_config(TINY), **arguments})
+    config = huggingface_config.backbone_config(TINY)
+    return GriffinBackbone(**{**config, **arguments})
 
 
 def randomize(backbone, seed=0):
@@ -73,7 +75,7 @@ def weights(backbone):
 def tensors():
     backbone = make_backbone()
     randomize(backbone)
-    return dict(huggingface.export_tensors(backbone))
+    return dict(huggingface_weights.export_tensors(backbone))
 
 
 def write(folder, tensors, config=TINY):
@@ -94,7 +96,7 @@ def write_shards(folder, tensors, count=3):
 
 
 def test_config_of_the_hub_2b():
-    assert huggingface.backbone_config(HUB_2B) == {
+    assert huggingface_config.backbone_config(HUB_2B) == {
         "vocabulary_size": 256000,
         "num_layers": 26,
         "hidden_dim": 2560,
@@ -117,7 +119,7 @@ def test_config_of_the_hub_2b():
 
 
 def test_config_in_the_new_spelling():
-    config = huggingface.backbone_config(TINY)
+    config = huggingface_config.backbone_config(TINY)
     assert config["block_types"] == ("recurrent", "local_attention")
     assert config["rope_max_wavelength"] == 100.0
     assert config["rope_fraction"] == 1.0
@@ -126,7 +128,7 @@ def test_config_in_the_new_spelling():
 
 
 def test_config_fills_in_what_transformers_assumes():
-    config = huggingface.backbone_config(
+    config = huggingface_config.backbone_config(
         {"model_type": "recurrent_gemma", "num_key_value_heads": 1}
     )
     assert config["num_layers"] == 26
@@ -150,7 +152,7 @@ def test_config_fills_in_what_transformers_assumes():
     ],
 )
 def test_each_field_reaches_its_argument(name, value, argument, expected):
-    config = huggingface.backbone_config({**HUB_2B, name: value})
+    config = huggingface_config.backbone_config({**HUB_2B, name: value})
     assert config[argument] == expected
 
 
@@ -172,32 +174,32 @@ def test_each_field_reaches_its_argument(name, value, argument, expected):
 )
 def test_config_refusals(changes, match):
     with pytest.raises(ValueError, match=match):
-        huggingface.backbone_config({**HUB_2B, **changes})
+        huggingface_config.backbone_config({**HUB_2B, **changes})
 
 
 def test_one_query_head_may_leave_key_value_heads_out():
     config = {**TINY, "num_attention_heads": 1}
     del config["num_key_value_heads"]
-    assert huggingface.backbone_config(config)["head_dim"] == 16
+    assert huggingface_config.backbone_config(config)["head_dim"] == 16
 
 
 def test_read_config(tmp_path):
     with pytest.raises(ValueError, match="must hold config.json"):
-        huggingface.read_config(tmp_path)
+        huggingface_config.read_config(tmp_path)
     path = tmp_path / "config.json"
     path.write_text("{")
     with pytest.raises(ValueError, match="config.json must be JSON"):
-        huggingface.read_config(tmp_path)
+        huggingface_config.read_config(tmp_path)
     path.write_text("[]")
     with pytest.raises(ValueError, match="must hold a JSON object"):
-        huggingface.read_config(tmp_path)
+        huggingface_config.read_config(tmp_path)
     path.write_text(json.dumps(TINY))
-    assert huggingface.read_config(tmp_path) == TINY
+    assert huggingface_config.read_config(tmp_path) == TINY
 
 
 def test_the_table_covers_every_weight_once():
     backbone = make_backbone()
-    table = weight_map.rows(huggingface.HUGGINGFACE, backbone)
+    table = weight_map.rows(huggingface_weights.HUGGINGFACE, backbone)
     found = [
         id(weight_map.find_variable(backbone, row.variable)) for row in table
     ]
@@ -210,8 +212,8 @@ def test_round_trip_is_exact(tmp_path, tensors, shards):
     (write_shards if shards else write)(tmp_path, tensors)
     backbone = make_backbone()
     randomize(backbone, seed=1)
-    huggingface.load_weights(backbone, tmp_path)
-    exported = dict(huggingface.export_tensors(backbone))
+    huggingface_weights.load_weights(backbone, tmp_path)
+    exported = dict(huggingface_weights.export_tensors(backbone))
     assert set(exported) == set(tensors)
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(exported[name], tensor)
@@ -223,8 +225,8 @@ def test_dtypes(tmp_path, tensors, stored, dtype):
     stored = weight_map.np_dtype(stored)
     write(tmp_path, {k: x.astype(stored) for k, x in tensors.items()})
     backbone = make_backbone(dtype=dtype)
-    huggingface.load_weights(backbone, tmp_path)
-    for name, exported in huggingface.export_tensors(backbone):
+    huggingface_weights.load_weights(backbone, tmp_path)
+    for name, exported in huggingface_weights.export_tensors(backbone):
         # Some variables stay float32 whatever the policy.
         expected = tensors[name].astype(stored).astype(exported.dtype)
         np.testing.assert_array_equal(exported, expected)
@@ -233,10 +235,10 @@ def test_dtypes(tmp_path, tensors, stored, dtype):
 
 def test_tied_output_embedding_is_ignored(tmp_path, tensors, monkeypatch):
     # Compared in several pieces.
-    monkeypatch.setattr(huggingface, "ROWS_COMPARED_AT_ONCE", 7)
+    monkeypatch.setattr(huggingface_weights, "ROWS_COMPARED_AT_ONCE", 7)
     embedding = tensors["model.embed_tokens.weight"]
     write(tmp_path, {**tensors, "lm_head.weight": embedding})
-    huggingface.load_weights(make_backbone(), tmp_path)
+    huggingface_weights.load_weights(make_backbone(), tmp_path)
 
 
 @pytest.mark.parametrize("shape", [(20, 16), (21, 16)])
@@ -246,7 +248,7 @@ def test_separate_output_embedding(tmp_path, tensors, shape):
     output[19, 0] += 1
     write(tmp_path, {**tensors, "lm_head.weight": output})
     with pytest.raises(ValueError, match="lm_head.weight must equal"):
-        huggingface.load_weights(make_backbone(), tmp_path)
+        huggingface_weights.load_weights(make_backbone(), tmp_path)
 
 
 def check_refused(folder, error, match):
@@ -254,7 +256,7 @@ def check_refused(folder, error, match):
     backbone = make_backbone()
     before = weights(backbone)
     with pytest.raises(error, match=match):
-        huggingface.load_weights(backbone, folder)
+        huggingface_weights.load_weights(backbone, folder)
     for old, new in zip(before, weights(backbone), strict=True):
         np.testing.assert_array_equal(old, new)
 
@@ -295,7 +297,7 @@ def test_nan(tmp_path, tensors):
     tensors["model.final_norm.weight"][3] = np.nan
     write(tmp_path, tensors)
     with pytest.raises(ValueError, match="final_norm.weight with 1 of 16"):
-        huggingface.load_weights(make_backbone(), tmp_path)
+        huggingface_weights.load_weights(make_backbone(), tmp_path)
 
 
 @pytest.mark.parametrize("left", [4, 50, -4])
@@ -343,21 +345,14 @@ def test_without_safetensors(tmp_path, tensors, monkeypatch):
 def test_complex_recurrence_cannot_be_exported():
     backbone = make_backbone(recurrence="complex")
     with pytest.raises(ValueError, match='can only hold `recurrence="real"`'):
-        huggingface.export_tensors(backbone)
-
-
-def test_tokenizer_file(tmp_path):
-    with pytest.raises(ValueError, match="tokenizer.model"):
-        huggingface.tokenizer_file(tmp_path)
-    (tmp_path / "tokenizer.model").write_bytes(b"")
-    path = huggingface.tokenizer_file(str(tmp_path))
-    assert path == tmp_path / "tokenizer.model"
+        huggingface_weights.export_tensors(backbone)
 
 
 SHARDED = """
 import sys, json, math, jax, keras, numpy as np
 import keras_griffin
-from keras_griffin.checkpoints import huggingface, safetensors_folder
+from keras_griffin.checkpoints import huggingface_weights
+from keras_griffin.checkpoints import safetensors_folder
 
 folder = sys.argv[1]
 mesh = keras.distribution.DeviceMesh((2, 4), ("batch", "model"))
@@ -412,7 +407,8 @@ peak = max(held[d] - before[d] for held in peaks for d in held)
 largest = max(v.value.nbytes for v in backbone.weights)
 total = sum(v.value.nbytes for v in backbone.weights)
 print(json.dumps([share, peak, largest, total]))
-np.savez(folder + "/out.npz", **dict(huggingface.export_tensors(backbone)))
+exported = huggingface_weights.export_tensors(backbone)
+np.savez(folder + "/out.npz", **dict(exported))
 """
 
 

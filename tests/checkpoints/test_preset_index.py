@@ -130,7 +130,7 @@ def test_paper_preset(name):
     assert backbone["num_gate_blocks"] == 16
     assert backbone["attention_window_size"] == 1024
     assert backbone["block_types"] == FAMILIES[family]
-    assert backbone["decay_initializer"] == "paper"
+    assert backbone["decay_initializer"] == "reference"
     assert not backbone["scale_embeddings"]
     assert backbone["final_logit_soft_cap"] is None
     assert entry["weights"] is None

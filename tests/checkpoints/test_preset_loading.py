@@ -262,11 +262,12 @@ def hf_errors():
         FileNotFoundError,
         missing,
     )
-    yield hub_error(errors.HfHubHTTPError, 500), ConnectionError, "with 500"
+    # What nobody here can act on is the hub's to say.
+    yield hub_error(errors.HfHubHTTPError, 500), errors.HfHubHTTPError, "No."
     offline = "downloaded once.*HF_HUB_OFFLINE"
     yield errors.LocalEntryNotFoundError("x"), ConnectionError, offline
     yield errors.OfflineModeIsEnabled("x"), ConnectionError, offline
-    yield errors.HFValidationError("x"), ValueError, "hf://owner/name"
+    yield errors.HFValidationError("x"), errors.HFValidationError, "x"
 
 
 @pytest.mark.backend_independent
@@ -304,6 +305,10 @@ def kaggle_errors():
     error = exceptions.KaggleApiHTTPError("No.", response)
     yield error, FileNotFoundError, "must name an existing model"
     yield requests.ConnectionError("x"), ConnectionError, "cannot be reached"
+    response = requests.Response()
+    response.status_code = 500
+    error = exceptions.KaggleApiHTTPError("No.", response)
+    yield error, exceptions.KaggleApiHTTPError, "No."
 
 
 @pytest.mark.backend_independent

@@ -47,8 +47,10 @@ def test_shards_are_below_the_limit_or_one_tensor(tmp_path):
     )
 
 
-def test_read_back(tmp_path):
-    write(tmp_path, 26 / safetensors_folder.GIB)
+# Bytes: one file; two tensors in one; files in another order than tensors.
+@pytest.mark.parametrize("limit", [80, 26, 23])
+def test_read_back(tmp_path, limit):
+    write(tmp_path, limit / safetensors_folder.GIB)
     stored = safetensors_folder.stored_tensors(tmp_path)
     for name, tensor in TENSORS.items():
         assert stored[name].shape == tensor.shape

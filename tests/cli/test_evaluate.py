@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 
 import keras_griffin
-from keras_griffin.cli import main as cli
+from keras_griffin.cli import common
+from keras_griffin.cli import evaluate
+from keras_griffin.cli.main import USAGE_ERROR
+from keras_griffin.cli.main import main
 
-pytestmark = pytest.mark.backend_independent
+pytestmark = [pytest.mark.backend_independent, pytest.mark.slow]
 
 PRESET = "griffin_shakespeare_en"
 TASKS = {
@@ -107,9 +110,9 @@ def own_tasks_only(monkeypatch):
 
 
 def test_command(folder, model, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "_from_preset", lambda *args: model)
+    monkeypatch.setattr(common, "load_model", lambda *args: model)
     output = folder / "results.json"
-    code = cli.main(
+    code = main(
         [
             "evaluate",
             PRESET,
@@ -154,7 +157,7 @@ def test_command(folder, model, capsys, monkeypatch):
     ],
 )
 def test_errors(arguments, message, folder, model, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "_from_preset", lambda *args: model)
+    monkeypatch.setattr(common, "load_model", lambda *args: model)
     task = {
         "task": "tiny_broken",
         "dataset_path": "json",
@@ -166,7 +169,7 @@ def test_errors(arguments, message, folder, model, monkeypatch, capsys):
     }
     (folder / "tiny_broken.yaml").write_text(json.dumps(task))
     command = ["evaluate", *arguments, "--include-path", str(folder)]
-    assert cli.main(command) == cli.USAGE_ERROR
+    assert main(command) == USAGE_ERROR
     assert message in capsys.readouterr().err
 
 
@@ -175,15 +178,15 @@ def test_the_papers_tasks_are_lm_evals():
     names = ("arc", "hellaswag", "mmlu", "piqa", "winogrande")
     folders = [str(folder / name) for name in names]
     manager = lm_eval.tasks.TaskManager(include_path=folders)
-    assert set(cli.PAPER_TASKS.split(",")) <= set(manager.all_tasks)
+    assert set(evaluate.PAPER_TASKS.split(",")) <= set(manager.all_tasks)
 
 
 def test_without_lm_eval(monkeypatch, capsys):
-    is_installed = cli.start_up.is_installed
+    is_installed = evaluate.start_up.is_installed
     monkeypatch.setattr(
-        cli.start_up,
+        evaluate.start_up,
         "is_installed",
         lambda name: name != "lm_eval" and is_installed(name),
     )
-    assert cli.main(["evaluate", PRESET]) == cli.USAGE_ERROR
+    assert main(["evaluate", PRESET]) == USAGE_ERROR
     assert "pip install 'keras-griffin[eval]'" in capsys.readouterr().err

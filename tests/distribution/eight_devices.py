@@ -62,11 +62,11 @@ def make_data(packed):
     x = {"token_ids": token_ids, "padding_mask": np.ones(shape, "int32")}
     if packed:
         # Documents of any length, some rows with pads at their end or inside.
-        x["segment_ids"] = np.cumsum(rng.random(shape) < 0.2, axis=1)
-        x["segment_ids"] = x["segment_ids"].astype("int32")
+        x["padding_mask"] += np.cumsum(rng.random(shape) < 0.2, axis=1)
         x["padding_mask"][::3, 20:25] = 0
         x["padding_mask"][1::3, 27:] = 0
-    return x, np.roll(token_ids, -1, 1), x["padding_mask"].astype("float32")
+    sample_weight = (x["padding_mask"] > 0).astype("float32")
+    return x, np.roll(token_ids, -1, 1), sample_weight
 
 
 def make_model(variant="plain"):

@@ -9,7 +9,7 @@ from support.processes import run
 from support.tolerances import TOLERANCES
 
 # JAX in a process of its own, whatever the backend of this one.
-pytestmark = pytest.mark.backend_independent
+pytestmark = [pytest.mark.backend_independent, pytest.mark.slow]
 
 # After 5 steps: the tolerance of one gradient.
 TOLERANCE = TOLERANCES["float32"].gradients

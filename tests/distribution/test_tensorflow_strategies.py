@@ -10,9 +10,12 @@ from support.processes import free_port
 from support.processes import start
 from support.tolerances import TOLERANCES
 
-pytestmark = pytest.mark.skipif(
-    keras.config.backend() != "tensorflow", reason="about TensorFlow"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        keras.config.backend() != "tensorflow", reason="about TensorFlow"
+    ),
+]
 
 SCRIPT = "distribution/tensorflow_strategies.py"
 

@@ -11,9 +11,12 @@ from support.processes import free_port
 from support.processes import start
 from support.tolerances import TOLERANCES
 
-pytestmark = pytest.mark.skipif(
-    keras.config.backend() != "torch", reason="about PyTorch"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        keras.config.backend() != "torch", reason="about PyTorch"
+    ),
+]
 
 
 def test_two_processes_train_to_the_weights_of_one(tmp_path):

@@ -8,7 +8,7 @@ from support.processes import free_port
 from support.processes import start
 from support.tolerances import TOLERANCES
 
-pytestmark = pytest.mark.backend_independent
+pytestmark = [pytest.mark.backend_independent, pytest.mark.slow]
 
 SCRIPT = "distribution/two_processes.py"
 

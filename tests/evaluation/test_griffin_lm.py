@@ -7,6 +7,7 @@ import pytest
 
 import keras_griffin
 from keras_griffin.generation import decoding
+from keras_griffin.generation import scoring
 from support import peers
 from support.checks import assert_close
 from support.conversations import instruction_preprocessor
@@ -60,7 +61,7 @@ def model(theirs, folder):
 @pytest.fixture
 def ours(model, monkeypatch):
     # So that a test's texts are read in several pieces.
-    monkeypatch.setattr(decoding, "SCORE_CHUNK", 16)
+    monkeypatch.setattr(scoring, "SCORE_CHUNK", 16)
     monkeypatch.setattr(decoding, "PREFILL_CHUNK", 32)
     return keras_griffin.evaluation.GriffinLM(model, batch_size=3)
 
@@ -144,7 +145,7 @@ def test_few_logits_at_once(ours, monkeypatch):
     expected = ours.model.score({"token_ids": ids})
     # The largest power of 2 that is below 3.
     size = ours.model.backbone.vocabulary_size
-    monkeypatch.setattr(decoding, "MAX_LOGITS", 3 * size * 3)
+    monkeypatch.setattr(scoring, "MAX_LOGITS", 3 * size * 3)
     pieces = []
     run = ours.model._functions.run
     monkeypatch.setattr(

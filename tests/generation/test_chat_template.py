@@ -81,7 +81,8 @@ def test_a_prompt_is_what_transformers_makes_of_it(preprocessor, peer):
         )["input_ids"]
         one = arrays(preprocessor.generate_preprocess(messages))
         assert one["token_ids"][one["padding_mask"]].tolist() == expected
-        assert preprocessor.longest_prompt(messages) == len(expected)
+        (row,) = preprocessor.prompt_rows([messages])
+        assert row == expected
         both = preprocessor.generate_preprocess([CONVERSATION[:1], messages])
         assert_same(keras.tree.map_structure(lambda a: a[1], arrays(both)), one)
 

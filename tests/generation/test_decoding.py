@@ -11,6 +11,7 @@ from keras import ops
 
 import keras_griffin
 from keras_griffin.generation import decoding
+from keras_griffin.generation import scoring
 from keras_griffin.generation.prompts import stream_text
 from support.checks import assert_close
 from support.checks import to_numpy
@@ -421,7 +422,7 @@ def test_a_stop_token_anywhere_ends_a_stream(shakespeare):
 
 
 def test_scores_are_log_probabilities(monkeypatch):
-    monkeypatch.setattr(decoding, "SCORE_CHUNK", 16)
+    monkeypatch.setattr(scoring, "SCORE_CHUNK", 16)
     model = tiny_model()
     rows = [tokens(1, n, seed=n)[0] for n in (1, 9, 40)]
     ids, mask = scatter(rows, 45)

@@ -9,6 +9,8 @@ import pytest
 from support.models import tiny_model
 from support.models import tokens
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = (
     Path(__file__).resolve().parents[2]
     / "benchmarks/speed/exported_generation.py"

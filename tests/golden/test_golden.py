@@ -85,12 +85,7 @@ def test_complex_rglru(golden):
     layer.build(x.shape)
     peers.load_complex_rglru(layer, tree(golden, "complex_params/"))
     inputs = peers.our_inputs(golden["token_ids"], segment_pos)
-    y, state = layer(
-        x,
-        padding_mask=inputs["padding_mask"],
-        segment_ids=inputs["segment_ids"],
-        return_state=True,
-    )
+    y, state = layer(x, padding_mask=inputs["padding_mask"], return_state=True)
     real = segment_pos >= 0
     y = keras.ops.convert_to_numpy(y)[real]
     state = keras.ops.convert_to_numpy(state["recurrent"])

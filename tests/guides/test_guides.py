@@ -10,7 +10,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-pytestmark = pytest.mark.backend_independent  # a guide chooses its backend
+# A guide chooses its backend.
+pytestmark = [pytest.mark.backend_independent, pytest.mark.slow]
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDES = ROOT / "guides"

@@ -55,13 +55,13 @@ def test_dtype():
 
 @pytest.mark.backend_independent
 def test_config():
-    initializer = DecayInitializer("reference", seed=3)
-    assert DecayInitializer().get_config()["convention"] == "paper"
+    initializer = DecayInitializer("paper", seed=3)
+    assert DecayInitializer().get_config()["convention"] == "reference"
     restored = keras.initializers.deserialize(
         keras.initializers.serialize(initializer)
     )
     assert restored.get_config() == initializer.get_config()
-    assert restored.get_config() == {"convention": "reference", "seed": 3}
+    assert restored.get_config() == {"convention": "paper", "seed": 3}
 
 
 @pytest.mark.backend_independent

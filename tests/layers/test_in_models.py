@@ -33,13 +33,12 @@ torch_only = pytest.mark.skipif(BACKEND != "torch", reason="about PyTorch")
 def make_model(names=tuple(TEMPORAL_LAYERS), time=None):
     """A functional model with every layer of the package, one on another."""
     x = keras.Input((time, WIDTH), name="x")
-    mask = keras.Input((time,), dtype="bool", name="padding_mask")
-    ids = keras.Input((time,), dtype="int32", name="segment_ids")
+    mask = keras.Input((time,), dtype="int32", name="padding_mask")
     y = RMSNormalization()(x)
     y = GatedMLP(12)(BlockDiagonalDense(WIDTH, 2)(y))
     for name in names:
-        y = y + TEMPORAL_LAYERS[name]()(y, padding_mask=mask, segment_ids=ids)
-    model = keras.Model([x, mask, ids], y)
+        y = y + TEMPORAL_LAYERS[name]()(y, padding_mask=mask)
+    model = keras.Model([x, mask], y)
     randomize(model)
     return model
 
@@ -47,7 +46,7 @@ def make_model(names=tuple(TEMPORAL_LAYERS), time=None):
 def model_inputs():
     rows = make_rows("scattered")
     rows.x[~rows.mask] = 0.0
-    return [rows.x, rows.mask, rows.segment_ids]
+    return [rows.x, rows.documents]
 
 
 def run(model, inputs):

@@ -34,16 +34,16 @@ def call(layer, x, return_state=False, **inputs):
     return compiled(run)(*tensors)
 
 
-def starts(rows, position, segment_id):
+def starts(rows, position, number):
     """Where a document starts, as the rows stand with their pads."""
-    reset = np.zeros(rows.mask.shape, bool)
+    reset, documents = np.zeros(rows.mask.shape, bool), rows.documents
     for row, column in np.argwhere(rows.mask):
         earlier = np.flatnonzero(rows.mask[row, :column])
         if len(earlier):
-            before = rows.segment_ids[row, earlier[-1]]
-            reset[row, column] = rows.segment_ids[row, column] != before
+            before = documents[row, earlier[-1]]
+            reset[row, column] = documents[row, column] != before
         else:
-            same = rows.segment_ids[row, column] == segment_id[row]
+            same = documents[row, column] == number[row]
             reset[row, column] = position == 0 or not same
     return reset
 

@@ -12,9 +12,9 @@ from support.checks import to_numpy
 from support.layers import BATCH
 from support.layers import DOCUMENTS
 from support.layers import NUM_REAL
+from support.layers import NUMBERS
 from support.layers import ONE_DOCUMENT
 from support.layers import PADS
-from support.layers import SEGMENT_IDS
 from support.layers import TEMPORAL_LAYERS
 from support.layers import TIME
 from support.layers import WIDTH
@@ -121,7 +121,7 @@ def test_packed_row_equals_its_documents_alone(name):
     probe = make_probe(name)
     rows = make_rows("left_interior_right")
     dy_padded, dy = real_cotangents(rows)
-    # Every row is in the middle of a document of another id: nothing of it
+    # Every row is in the middle of a document of another number: nothing of it
     # may be seen, even where the state holds it still.
     state = random_state(probe.layer, position=POSITION)
     state["segment_id"][:] = 5
@@ -146,8 +146,7 @@ def test_packed_row_equals_its_documents_alone(name):
         places = np.minimum(starts + columns, NUM_REAL - 1)[..., None]
         alone = probe(
             np.take_along_axis(rows.real_x, places, axis=1),
-            padding_mask=mask,
-            segment_ids=np.zeros((BATCH, 5), "int32"),
+            padding_mask=mask.astype("int32"),
             initial_state=fresh,
             dy=np.take_along_axis(dy, places, axis=1) * mask[..., None],
             dstate=zero_cotangents(state),
@@ -161,19 +160,15 @@ def test_packed_row_equals_its_documents_alone(name):
     assert_same_gradients(packed.dweights, dweights, probe.names)
 
     # The last documents go on.
-    more = {
-        "x": normal((BATCH, 5, WIDTH), seed=8),
-        "padding_mask": np.ones((BATCH, 5), bool),
-        "gradients": False,
-    }
+    more = {"x": normal((BATCH, 5, WIDTH), seed=8), "gradients": False}
     after_packed = probe(
         **more,
-        segment_ids=np.full((BATCH, 5), SEGMENT_IDS[-1], "int32"),
+        padding_mask=np.full((BATCH, 5), NUMBERS[-1], "int32"),
         initial_state=packed.state,
     )
     after_alone = probe(
         **more,
-        segment_ids=np.zeros((BATCH, 5), "int32"),
+        padding_mask=np.ones((BATCH, 5), "int32"),
         initial_state=alone.state,
     )
     assert_close(after_packed.y, after_alone.y, name="tokens after the row")
@@ -215,7 +210,7 @@ def test_split_rows_with_pads_and_documents(name, pads):
     dy, _ = real_cotangents(rows)
     # Row by row: one goes on with its document, others start one.
     state = random_state(probe.layer, position=POSITION)
-    state["segment_id"][:] = SEGMENT_IDS[0], 5, SEGMENT_IDS[0]
+    state["segment_id"][:] = NUMBERS[0], 5, NUMBERS[0]
     dstate = random_cotangents(state)
     whole = probe(
         rows.x, **rows.inputs, initial_state=state, dy=dy, dstate=dstate
@@ -247,8 +242,7 @@ def test_split_rows_without_pads(name):
     prompt = {
         "x": np.concatenate([x[:, :4], normal((BATCH, 1, WIDTH))], axis=1),
         "dy": np.concatenate([dy[:, :4], np.zeros((BATCH, 1, WIDTH))], axis=1),
-        "padding_mask": np.array([[True] * 4 + [False]] * BATCH),
-        "segment_ids": np.full((BATCH, 5), SEGMENT_IDS[0], "int32"),
+        "padding_mask": np.array([[NUMBERS[0]] * 4 + [0]] * BATCH),
     }
     prompt["dy"] = prompt["dy"].astype("float32")
     for pieces in (one_by_one, [prompt, *one_by_one[4:]]):

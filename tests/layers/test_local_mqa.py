@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from keras_griffin.layers import LocalMQA
-from keras_griffin.layers.local_mqa import MIN_QUERY_BLOCK
+from keras_griffin.layers.windowed_attention import MIN_QUERY_BLOCK
 from support import numpy_layers
 from support.checks import assert_close
 from support.checks import to_numpy
@@ -113,10 +113,8 @@ def test_split_long_rows():
     mask = rng.random(shape) < 0.8
     mask[0, 10:20] = False
     starts = rng.random(shape) < 0.05
-    inputs = {
-        "padding_mask": mask,
-        "segment_ids": np.cumsum(starts, axis=1).astype("int32") + 1,
-    }
+    documents = np.cumsum(starts, axis=1).astype("int32") + 1
+    inputs = {"padding_mask": np.where(mask, documents, 0)}
     x = normal((*shape, WIDTH))
     x[~mask] = GARBAGE
     dy = normal(x.shape, seed=1) * mask[..., None]

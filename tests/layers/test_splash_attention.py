@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_griffin.layers import LocalMQA
+from keras_griffin.layers.windowed_attention import windowed_attention
 from support.checks import assert_close
 from support.checks import value_and_grad
 from support.processes import xla_flags
@@ -40,7 +40,6 @@ def test_values_and_gradients(window):
     from keras_griffin.layers import splash_attention_jax
 
     floats, positions = arrays()
-    layer = LocalMQA(HEADS, HEAD_DIM, window_size=window)
     cotangent = np.random.default_rng(1).normal(size=floats[0].shape)
     results = [
         value_and_grad(
@@ -50,7 +49,7 @@ def test_values_and_gradients(window):
             lambda q, k, v: splash_attention_jax.attend(
                 q, k, v, positions, window, block=128, interpret=True
             ),
-            lambda q, k, v: layer._attend(q, k, v, positions),
+            lambda q, k, v: windowed_attention(q, k, v, positions, window),
         )
     ]
     (actual, gradients), (expected, expected_gradients) = results

@@ -47,12 +47,11 @@ def test_packed_documents_equal_each_alone(backbone):
     lengths = [2, 1, WINDOW - 2, 3, 2 * WINDOW, 2]
     documents = [tokens(1, n, seed=n)[0] for n in lengths]
     packed = np.concatenate(documents)
-    segment_ids = np.repeat(np.arange(len(lengths)), lengths)
     ids, mask = scatter([packed] * 3, WIDTH)
-    segments = np.full(ids.shape, 99, "int32")
+    numbers = np.zeros(ids.shape, "int32")
     for i in range(3):
-        segments[i, mask[i]] = segment_ids
-    outputs = run(backbone, ids, mask, segments)
+        numbers[i, mask[i]] = np.repeat(np.arange(len(lengths)) + 1, lengths)
+    outputs = run(backbone, ids, numbers)
     for i in range(3):
         ends = np.cumsum(lengths)
         for document, end in zip(documents, ends, strict=True):
@@ -77,12 +76,12 @@ def test_padding_and_packing_give_the_same_gradients():
 
     value, gradients = alone(12)
     ids, mask = scatter([np.concatenate(documents)], 25)
-    segments = np.zeros(ids.shape, "int32")
-    segments[mask] = np.repeat([5, 6, 7], [len(d) for d in documents])
+    numbers = np.zeros(ids.shape, "int32")
+    numbers[mask] = np.repeat([5, 6, 7], [len(d) for d in documents])
     weight = np.zeros((*ids.shape, VOCABULARY))
     weight[mask] = np.concatenate(weights)
     packed_value, packed_gradients = loss_and_gradients(
-        model, ids, weight, mask, segments
+        model, ids, weight, numbers
     )
     assert_close(packed_value, value)
     for variable, actual, expected in zip(
@@ -91,7 +90,7 @@ def test_padding_and_packing_give_the_same_gradients():
         assert_close(actual, expected, kind="gradients", name=variable.path)
 
 
-def call_with_state(backbone, ids, state, mask=None, segment_ids=None):
+def call_with_state(backbone, ids, state, mask=None):
     """`call_with_state`, compiled."""
     if not hasattr(backbone, "compiled_call"):
         model = keras_griffin.GriffinCausalLM(backbone)
@@ -100,12 +99,9 @@ def call_with_state(backbone, ids, state, mask=None, segment_ids=None):
             return backbone.call_with_state(ids, state, **optional)
 
         backbone.compiled_call = model._functions.compile(function)
-    optional = {"padding_mask": mask, "segment_ids": segment_ids}
-    optional = {
-        name: ops.convert_to_tensor(value)
-        for name, value in optional.items()
-        if value is not None
-    }
+    optional = {}
+    if mask is not None:
+        optional["padding_mask"] = ops.convert_to_tensor(mask)
     return backbone.compiled_call(ops.convert_to_tensor(ids), state, optional)
 
 
@@ -126,18 +122,17 @@ def test_splitting_changes_nothing(backbone, pieces):
 
 def test_splitting_padded_and_packed_rows_changes_nothing(backbone):
     lengths = [2, 9, 1, TIME - 12]
-    segment_ids = np.repeat([4, 5, 4, 9], lengths)
     ids, mask = scatter([tokens(1, TIME)[0]] * 2, WIDTH)
-    segments = np.zeros(ids.shape, "int32")
+    numbers = np.zeros(ids.shape, "int32")
     for i in range(2):
-        segments[i, mask[i]] = segment_ids
-    expected = run(backbone, ids, mask, segments)
+        numbers[i, mask[i]] = np.repeat([4, 5, 4, 9], lengths)
+    expected = run(backbone, ids, numbers)
     state = backbone.init_state(2, max_length=TIME)
     outputs = []
     for start in range(0, WIDTH, 9):
         part = slice(start, start + 9)
         hidden, state = call_with_state(
-            backbone, ids[:, part], state, mask[:, part], segments[:, part]
+            backbone, ids[:, part], state, numbers[:, part]
         )
         outputs.append(to_numpy(hidden))
     outputs = np.concatenate(outputs, axis=1)
@@ -187,7 +182,7 @@ CHANGES = {
     "rope_max_wavelength": 50.0,
     "rope_fraction": 1.0,
     "layer_norm_epsilon": 0.5,
-    "decay_initializer": "reference",
+    "decay_initializer": "paper",
 }
 
 
@@ -318,9 +313,9 @@ ONES = np.ones((2, 5), "int32")
             {
                 "token_ids": ONES,
                 "padding_mask": ONES,
-                "segment_ids": ONES[:1],
+                "segment_ids": ONES,
             },
-            "`segment_ids` must have shape",
+            "Give `padding_mask = np.where",
         ),
         (
             {"token_ids": ONES * VOCABULARY, "padding_mask": ONES},

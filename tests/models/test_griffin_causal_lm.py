@@ -316,9 +316,8 @@ def test_fit_on_arrays_learns(packed):
         "padding_mask": np.ones_like(ids[:, :-1]),
     }
     if packed:
-        x["segment_ids"] = np.repeat(np.arange(3, dtype="int32"), 8)[
-            None, :-1
-        ].repeat(8, axis=0)
+        numbers = np.repeat(np.arange(1, 4, dtype="int32"), 8)
+        x["padding_mask"] = np.tile(numbers[:-1], (8, 1))
     history = model.fit(x, ids[:, 1:], epochs=15, batch_size=8, verbose=0)
     assert history.history["loss"][-1] < 0.6 * history.history["loss"][0]
 

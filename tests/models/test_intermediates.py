@@ -74,14 +74,10 @@ def test_rows_with_pads_and_documents(recurrence):
     # One row with two documents, one with one; pads anywhere.
     rows = [np.concatenate([first, second]), third]
     token_ids, mask = scatter(rows, width=17)
-    segment_ids = np.zeros_like(token_ids)
-    segment_ids[0, mask[0]] = [1] * len(first) + [2] * len(second)
-    segment_ids[1, mask[1]] = 1
+    padding_mask = mask.astype("int32")
+    padding_mask[0, mask[0]] = [1] * len(first) + [2] * len(second)
     found = intermediates(
-        backbone,
-        token_ids=token_ids,
-        padding_mask=mask.astype("int32"),
-        segment_ids=segment_ids,
+        backbone, token_ids=token_ids, padding_mask=padding_mask
     )
     assert sorted(found) == ["block_0", "block_2"]
     alone = [expected_intermediates(backbone, row) for row in (first, second)]

@@ -151,7 +151,6 @@ def test_decoding_step_by_step(record_error):
         assert error < TOLERANCE
 
     inputs = peers.our_inputs(token_ids[:, :prompt], segment_pos[:, :prompt])
-    del inputs["segment_ids"]
     ours, state = model.prefill(inputs)
     theirs, cache = peer.step(
         token_ids[:, :prompt], segment_pos[:, :prompt], None
@@ -225,10 +224,7 @@ def test_complex_rglru(record_error):
     x = rng.standard_normal(segment_pos.shape + (16,)).astype("float32")
     inputs = peers.our_inputs(segment_pos, segment_pos)
     ours, state = layer(
-        x,
-        padding_mask=inputs["padding_mask"],
-        segment_ids=inputs["segment_ids"],
-        return_state=True,
+        x, padding_mask=inputs["padding_mask"], return_state=True
     )
     theirs, their_state = peer.apply(x, segment_pos)
     real = segment_pos >= 0

@@ -17,6 +17,8 @@ from keras_griffin.models.griffin_causal_lm import GriffinCausalLM
 from support import peers
 from support.models import randomize
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-5
 WINDOW = peers.GRIFFIN["attention_window_size"]
 LENGTH = 2 * WINDOW + 3

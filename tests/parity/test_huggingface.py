@@ -9,7 +9,8 @@ import keras
 import numpy as np
 import pytest
 
-from keras_griffin.checkpoints import huggingface
+from keras_griffin.checkpoints import huggingface_config
+from keras_griffin.checkpoints import huggingface_weights
 from keras_griffin.models.griffin_backbone import GriffinBackbone
 from keras_griffin.models.griffin_causal_lm import GriffinCausalLM
 from support import peers
@@ -42,10 +43,10 @@ def our_logits(model):
 def test_logits_of_a_folder(tmp_path, changes, record_error):
     peer = peers.HuggingFaceGriffin({**peers.GRIFFIN, **changes})
     peer.save(tmp_path)
-    config = huggingface.read_config(tmp_path)
-    backbone = GriffinBackbone(**huggingface.backbone_config(config))
+    config = huggingface_config.read_config(tmp_path)
+    backbone = GriffinBackbone(**huggingface_config.backbone_config(config))
     assert backbone.attention_window_size == WINDOW
-    huggingface.load_weights(backbone, tmp_path)
+    huggingface_weights.load_weights(backbone, tmp_path)
     error = peers.relative_error(
         our_logits(GriffinCausalLM(backbone)),
         peer.logits(TOKEN_IDS, window=WINDOW),
@@ -93,10 +94,10 @@ def test_tokenizer_of_a_folder(tmp_path):
 def test_export_is_exact(tmp_path):
     peer = peers.HuggingFaceGriffin(peers.GRIFFIN)
     peer.save(tmp_path)
-    config = huggingface.read_config(tmp_path)
-    backbone = GriffinBackbone(**huggingface.backbone_config(config))
-    huggingface.load_weights(backbone, tmp_path)
-    exported = dict(huggingface.export_tensors(backbone))
+    config = huggingface_config.read_config(tmp_path)
+    backbone = GriffinBackbone(**huggingface_config.backbone_config(config))
+    huggingface_weights.load_weights(backbone, tmp_path)
+    exported = dict(huggingface_weights.export_tensors(backbone))
     expected = dict(peer.model.named_parameters())
     assert set(exported) == set(expected)
     for name, parameter in expected.items():

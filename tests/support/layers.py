@@ -20,12 +20,10 @@ from keras_griffin.layers import RecurrentBlock
 from keras_griffin.layers import ResidualBlock
 from support.checks import assert_close
 from support.checks import to_numpy
+from support.layer_gradients import BACKEND
+from support.layer_gradients import compiled
+from support.layer_gradients import outputs_and_gradients
 from support.tolerances import TOLERANCES
-
-BACKEND = keras.config.backend()
-
-# Half the compile time. Only LLVM's optimizations are left out.
-XLA_OPTIONS = {"xla_backend_optimization_level": 0}
 
 WIDTH = 8
 BATCH = 3
@@ -131,9 +129,7 @@ class Probe:
             weight.path.removeprefix(f"{layer.name}/")
             for weight in layer.trainable_weights
         ]
-        self._run = {"jax": _jax, "tensorflow": _tensorflow, "torch": _torch}[
-            BACKEND
-        ](self._forward)
+        self._run = outputs_and_gradients(self._forward)
         self._values = compiled(self._forward, static_argnums=3)
 
     def __call__(
@@ -221,15 +217,6 @@ class Probe:
             return {"y": y, "state": state}
 
 
-def compiled(function, **kwargs):
-    """`function` as one program on JAX, where eager operations are slow."""
-    if BACKEND != "jax":
-        return function
-    import jax
-
-    return jax.jit(function, compiler_options=XLA_OPTIONS, **kwargs)
-
-
 def is_float(array):
     return keras.backend.is_float_dtype(
         keras.backend.standardize_dtype(array.dtype)
@@ -284,13 +271,13 @@ class Rows:
 
     x: np.ndarray
     mask: np.ndarray
-    segment_ids: np.ndarray
+    documents: np.ndarray  # numbers, 0 at pads
     real_x: np.ndarray
-    real_segment_ids: np.ndarray
+    real_documents: np.ndarray
 
     @property
     def inputs(self):
-        return {"padding_mask": self.mask, "segment_ids": self.segment_ids}
+        return {"padding_mask": np.where(self.mask, self.documents, 0)}
 
     def take_real(self, values):
         """`(rows, time, ...)` without its pads."""
@@ -321,10 +308,10 @@ PADS = {
     ),
 }
 TIME, NUM_REAL = 16, 11
-# Documents of each row, shorter and longer than convolution and window. An
-# id may come back: it is a change of id that starts a document.
+# Documents of each row, shorter and longer than convolution and window. A
+# number may come back: it is a change of number that starts a document.
 DOCUMENTS = ((3, 5, 2, 1), (1, 1, 4, 5), (4, 3, 3, 1))
-SEGMENT_IDS = (1, 7, 1, 2)
+NUMBERS = (1, 7, 1, 2)
 # Pads hold values large enough to be seen wherever they leak.
 GARBAGE = 1000.0
 
@@ -333,19 +320,16 @@ def make_rows(pads, documents=DOCUMENTS, seed=0):
     """`Rows` with the pads of `PADS[pads]`, random tokens and documents."""
     mask = np.array([[c == "#" for c in row] for row in PADS[pads]])
     real_x = normal((BATCH, NUM_REAL, WIDTH), seed)
-    real_ids = np.stack(
-        [np.repeat(SEGMENT_IDS[: len(row)], row) for row in documents]
+    real_documents = np.stack(
+        [np.repeat(NUMBERS[: len(row)], row) for row in documents]
     ).astype("int32")
-    rng = np.random.default_rng(seed + 1)
-    rows = Rows(None, mask, None, real_x, real_ids)
+    rows = Rows(None, mask, None, real_x, real_documents)
+    rows.documents = rows.spread(real_documents, 0)
     rows.x = np.where(
         mask[..., None],
         rows.spread(real_x),
         normal((BATCH, TIME, WIDTH), seed + 2, GARBAGE),
     )
-    rows.segment_ids = np.where(
-        mask, rows.spread(real_ids), rng.integers(0, 9, mask.shape)
-    ).astype("int32")
     return rows
 
 
@@ -417,81 +401,6 @@ def assert_same_intermediates(actual, expected):
 def assert_same_gradients(actual, expected, names):
     for name, one, other in zip(names, actual, expected, strict=True):
         assert_close(one, other, kind="gradients", name=f"d {name}")
-
-
-def _total(outputs, cotangents):
-    """Sum of outputs times cotangents, over the float outputs."""
-    pairs = [(outputs["y"], cotangents["y"])]
-    for name, cotangent in cotangents.get("state", {}).items():
-        pairs.append((outputs["state"][name], cotangent))
-    return sum(
-        ops.sum(ops.cast(a, "float32") * ops.cast(b, "float32"))
-        for a, b in pairs
-    )
-
-
-def _jax(forward):
-    import jax
-
-    @functools.partial(
-        jax.jit,
-        static_argnames="return_state",
-        compiler_options=XLA_OPTIONS,
-    )
-    def run(weights, floats, others, cotangents, return_state):
-        def loss(weights, floats):
-            outputs = forward(weights, floats, others, return_state)
-            return _total(outputs, cotangents), outputs
-
-        gradients, outputs = jax.grad(loss, argnums=(0, 1), has_aux=True)(
-            weights, floats
-        )
-        return outputs, gradients
-
-    return run
-
-
-def _tensorflow(forward):
-    import tensorflow as tf
-
-    def run(weights, floats, others, cotangents, return_state):
-        sources = (weights, floats)
-        with tf.GradientTape() as tape:
-            tape.watch(sources)
-            outputs = forward(weights, floats, others, return_state)
-            total = _total(outputs, cotangents)
-        return outputs, tape.gradient(
-            total, sources, unconnected_gradients=tf.UnconnectedGradients.ZERO
-        )
-
-    graph = tf.function(run, autograph=False)
-
-    def choose(weights, floats, *arguments):
-        # Pieces run so often that making a graph pays, whole rows do not.
-        is_piece = floats["x"].shape[1] < 6
-        return (graph if is_piece else run)(weights, floats, *arguments)
-
-    return choose
-
-
-def _torch(forward):
-    import torch
-
-    def run(weights, floats, others, cotangents, return_state):
-        weights, floats = keras.tree.map_structure(
-            lambda z: z.detach().clone().requires_grad_(), (weights, floats)
-        )
-        outputs = forward(weights, floats, others, return_state)
-        _total(outputs, cotangents).backward()
-        gradients = keras.tree.map_structure(
-            lambda z: torch.zeros_like(z) if z.grad is None else z.grad,
-            (weights, floats),
-        )
-        return keras.tree.map_structure(
-            lambda z: z.detach(), outputs
-        ), gradients
-
-    return run
 
 
 def assert_equals_reference(probe, reference, x):

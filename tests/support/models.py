@@ -5,6 +5,7 @@ import numpy as np
 from keras import ops
 
 import keras_griffin
+from support import peers
 from support.checks import to_numpy
 
 VOCABULARY = 29
@@ -52,6 +53,27 @@ def tiny_model(sampler="greedy", **changes):
     return model
 
 
+def model_with_tokenizer():
+    """A model of text, which every format can express."""
+    tokenizer = keras_griffin.GriffinTokenizer(
+        peers.train_tokenizer("bpe", exact=True)
+    )
+    backbone = keras_griffin.GriffinBackbone(
+        **{**peers.GRIFFIN, "vocabulary_size": tokenizer.vocabulary_size()}
+    )
+    randomize(backbone)
+    return keras_griffin.GriffinCausalLM(
+        backbone, keras_griffin.GriffinCausalLMPreprocessor(tokenizer)
+    )
+
+
+def assert_same_weights(received, expected):
+    for ours, theirs in zip(received.weights, expected.weights, strict=True):
+        np.testing.assert_array_equal(
+            to_numpy(ours.value), to_numpy(theirs.value)
+        )
+
+
 def steady_adam_w():
     """AdamW whose weights are as exact as the gradients.
 
@@ -69,7 +91,7 @@ def tokens(batch, time, seed=0):
     return rng.integers(1, VOCABULARY, (batch, time)).astype("int32")
 
 
-def run(model, token_ids, padding_mask=None, segment_ids=None):
+def run(model, token_ids, padding_mask=None):
     """Outputs of a whole model as NumPy, compiled once a shape."""
     inputs = {
         "token_ids": token_ids,
@@ -77,8 +99,6 @@ def run(model, token_ids, padding_mask=None, segment_ids=None):
         if padding_mask is None
         else padding_mask.astype("int32"),
     }
-    if segment_ids is not None:
-        inputs["segment_ids"] = segment_ids
     return to_numpy(model.predict_on_batch(inputs))
 
 
@@ -107,18 +127,16 @@ def scatter(rows, width, seed=0, where="anywhere"):
     return token_ids, mask
 
 
-def loss_and_gradients(model, token_ids, weights, mask=None, segment_ids=None):
+def loss_and_gradients(model, token_ids, weights, mask=None):
     """Sum of logits * weights, and its gradients by trainable weight."""
     inputs = {
         "token_ids": token_ids,
         "padding_mask": np.ones_like(token_ids)
         if mask is None
         else mask.astype("int32"),
-        "segment_ids": segment_ids,
     }
     inputs = {
-        name: None if value is None else ops.convert_to_tensor(value)
-        for name, value in inputs.items()
+        name: ops.convert_to_tensor(value) for name, value in inputs.items()
     }
     weights = ops.convert_to_tensor(weights.astype("float32"))
     backend = keras.config.backend()

@@ -68,10 +68,10 @@ def segment_positions(lengths, time):
 
 def our_inputs(token_ids, segment_pos):
     """Returns the backbone's inputs for tokens and DeepMind's positions."""
+    documents = np.cumsum(segment_pos == 0, axis=1).astype("int32")
     return {
         "token_ids": np.asarray(token_ids, "int32"),
-        "padding_mask": np.asarray(segment_pos >= 0),
-        "segment_ids": np.cumsum(segment_pos == 0, axis=1).astype("int32"),
+        "padding_mask": np.where(segment_pos >= 0, documents, 0),
     }
 
 

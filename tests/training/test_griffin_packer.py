@@ -38,8 +38,8 @@ def pieces_of(rows):
     """`(ids, labels of weight 1)` of every piece of every row."""
     x, y, sample_weight = rows
     for i in range(len(y)):
-        for number in range(1, x["segment_ids"][i].max() + 1):
-            here = x["segment_ids"][i] == number
+        for number in range(1, x["padding_mask"][i].max() + 1):
+            here = x["padding_mask"][i] == number
             ids = x["token_ids"][i][here].tolist()
             weighted = here & (sample_weight[i] == 1)
             # Only a last token can be without a label.
@@ -50,12 +50,11 @@ def pieces_of(rows):
 @independent
 def test_rows_hold_each_token_once_and_predict_within_documents():
     x, y, sample_weight = packer()(documents())
-    real = x["padding_mask"] == 1
+    real = x["padding_mask"] > 0
     assert set(np.unique(sample_weight)) == {0, 1}
     assert np.all(sample_weight[~real] == 0)
-    assert np.all(x["segment_ids"][~real] == 0)
     assert np.all(x["token_ids"][~real] == 0)
-    assert np.all(np.diff(x["padding_mask"], axis=1) <= 0)  # pads come last
+    assert np.all(np.diff(real.astype(int), axis=1) <= 0)  # pads come last
     expected = []
     for document in documents():
         document = document.tolist()
@@ -77,7 +76,7 @@ def test_packing_is_greedy():
         x, _, _ = packer(num_open_rows=num_open_rows)(documents(lengths))
         return [
             sorted(np.bincount(ids[ids > 0])[1:].tolist())
-            for ids in x["segment_ids"]
+            for ids in x["padding_mask"]
         ]
 
     # 3 finds room in the first row, after 6 did not.
@@ -189,11 +188,11 @@ def test_stateful_batches_are_whole_documents(batch_size):
     assert len(rows[1]) == batch_size * len(batches)
     found = {}
     for i in range(batch_size):
-        real = x["padding_mask"][i] == 1
-        assert np.all(np.diff(x["padding_mask"][i]) <= 0)
+        real = x["padding_mask"][i] > 0
+        assert np.all(np.diff(real.astype(int)) <= 0)
         assert np.all(sample_weight[i][~real] == 0)
-        for number in np.unique(x["segment_ids"][i][real]):
-            here = x["segment_ids"][i] == number
+        for number in np.unique(x["padding_mask"][i][real]):
+            here = x["padding_mask"][i] == number
             ids = x["token_ids"][i][here]
             # One document is in one row, without a gap.
             assert number not in found
@@ -284,6 +283,6 @@ def test_packed_documents_have_the_loss_of_each_alone(pattern):
     expected = np.sort(nats(model, alone))
     assert_close(np.sort(nats(model, together)), expected)
     # And a leak would be seen.
-    together[0]["segment_ids"][:] = 1
+    np.minimum(together[0]["padding_mask"], 1, out=together[0]["padding_mask"])
     leaky = np.sort(nats(model, together))
     assert np.abs(leaky - expected).max() > 1e-3

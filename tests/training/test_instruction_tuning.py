@@ -18,6 +18,8 @@ from support.conversations import model as answer
 from support.conversations import user
 from support.models import tiny_model
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 PAIRS = {"prompts": ["to be", "or"], "responses": ["no", "not be"]}
 CONVERSATIONS = [

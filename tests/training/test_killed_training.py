@@ -7,7 +7,7 @@ import pytest
 
 from support.processes import run
 
-pytestmark = pytest.mark.backend_independent
+pytestmark = [pytest.mark.backend_independent, pytest.mark.slow]
 
 SCRIPT = "training/killed_training.py"
 

@@ -54,7 +54,6 @@ def by_hand(model, batches):
                         state, [ops.convert_to_tensor(leaf) for leaf in leaves]
                     ),
                     ops.convert_to_tensor(x["padding_mask"]),
-                    ops.convert_to_tensor(x["segment_ids"]),
                 )
                 chunk_loss = loss(y, model._logits(hidden), sample_weight)
             new_leaves = keras.tree.flatten(new_state)

@@ -1,4 +1,4 @@
-"""`keras-griffin chat` in a terminal of its own, with the keys of a person."""
+"""`keras-griffin chat`, also in a terminal of its own with a person's keys."""
 
 import os
 import select
@@ -9,14 +9,56 @@ import time
 
 import pytest
 
-pytestmark = [
-    pytest.mark.backend_independent,
-    pytest.mark.skipif(
-        sys.platform == "win32", reason="terminals are POSIX's here"
-    ),
-]
+from keras_griffin.cli import chat
+from keras_griffin.cli.main import USAGE_ERROR
+from keras_griffin.cli.main import main
 
 SECONDS = 300  # A busy machine may need long to start.
+
+
+def test_chat(folder, capsys, monkeypatch, tmp_path):
+    lines = iter(["To be", "", "or not"])
+
+    def answer(prompt):
+        line = next(lines, None)
+        if line is None:
+            raise EOFError
+        return line
+
+    monkeypatch.setattr("builtins.input", answer)
+    file = tmp_path / "talk.npz"
+    arguments = ["chat", "--preset", str(folder), "--session", str(file)]
+    assert main([*arguments, "--max-new-tokens", "5"]) == 0
+    size = file.stat().st_size
+    lines = iter(["that is"])
+    assert main([*arguments, "--max-new-tokens", "5"]) == 0
+    assert file.stat().st_size == size
+    file.write_text("no state")
+    assert main(arguments) == USAGE_ERROR
+    assert "file of `save_state`" in capsys.readouterr().err
+
+
+@pytest.mark.backend_independent
+def test_interrupt_stops_a_reply_and_not_the_chat(monkeypatch, capsys):
+    lines = iter(["first", "second"])
+    seen = []
+
+    class Session:
+        def send(self, message):
+            seen.append(message)
+            yield "reply"
+            raise KeyboardInterrupt
+
+    def answer(prompt):
+        line = next(lines, None)
+        if line is None:
+            raise KeyboardInterrupt
+        return line
+
+    monkeypatch.setattr("builtins.input", answer)
+    chat.converse(Session())
+    assert seen == ["first", "second"]
+    assert capsys.readouterr().out == "reply\nreply\n\n"
 
 
 class Terminal:
@@ -50,6 +92,10 @@ class Terminal:
         return self.text[start:]
 
 
+@pytest.mark.backend_independent
+@pytest.mark.skipif(
+    sys.platform == "win32", reason="terminals are POSIX's here"
+)
 def test_ctrl_c_stops_a_reply_and_the_chat_goes_on(tmp_path):
     file = tmp_path / "talk.npz"
     terminal = Terminal(

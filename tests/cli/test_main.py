@@ -1,0 +1,108 @@
+"""The command as a process: help, wrong calls, exit codes."""
+
+import os
+import subprocess
+import sys
+
+import keras
+import pytest
+
+from keras_griffin.cli.main import USAGE_ERROR
+from keras_griffin.cli.main import main
+
+BACKEND = keras.config.backend()
+
+
+@pytest.mark.backend_independent
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "COMMAND"),
+        (["generate", "--max-length", "0"], "must be at least 1"),
+        (["generate", "--temperature", "0"], "must be above 0"),
+        (["generate", "--temperature", "inf"], "must be above 0"),
+        (["generate", "--sampler", "beam"], "choose from"),
+        (["generate", "--backend", "numpy"], "choose from"),
+    ],
+)
+def test_wrong_call(capsys, arguments, message):
+    with pytest.raises(SystemExit) as raised:
+        main(arguments)
+    assert raised.value.code == USAGE_ERROR
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.backend_independent
+def test_help_teaches_by_examples(capsys):
+    for command in ([], ["generate"], ["info"]):
+        with pytest.raises(SystemExit) as raised:
+            main([*command, "--help"])
+        assert raised.value.code == 0
+        out = capsys.readouterr().out
+        assert "\n  keras-griffin " in out
+        assert max(len(line) for line in out.splitlines()) <= 80
+
+
+def run_command(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "keras_griffin", *arguments],
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.backend_independent
+def test_light_commands_do_not_import_keras():
+    for command in ("--help", "presets", "info"):
+        arguments = [command] + ["griffin_1b"] * (command == "info")
+        code = (
+            "import sys; sys.argv = ['keras-griffin']\n"
+            "from keras_griffin.cli.main import main\n"
+            "try: main(sys.argv[1:] + "
+            f"{arguments})\n"
+            "except SystemExit: pass\n"
+            "print(sorted({'keras', 'numpy'} & set(sys.modules)))"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True
+        )
+        assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+@pytest.mark.slow
+def test_as_a_process(folder):
+    """The backend is chosen by the flag, and only text is printed."""
+    done = run_command(
+        *("generate", "To be", "--preset", str(folder), "--max-length", "12"),
+        *("--backend", BACKEND, "--seed", "1"),
+        KERAS_BACKEND="",
+    )
+    errors = done.stderr.splitlines()
+    if BACKEND == "tensorflow":
+        # At run time, on a CPU: which of its kernels TensorFlow does without.
+        errors = [x for x in errors if "oneDNN supports" not in x]
+    assert (done.returncode, errors) == (0, [])
+    assert done.stdout.startswith("To be")
+
+
+@pytest.mark.backend_independent
+def test_a_closed_pipe_is_no_error():
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "keras_griffin", "presets"],
+        stdout=write,
+        stderr=subprocess.PIPE,
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.backend_independent
+def test_exit_code_of_a_process():
+    done = run_command("info", "nothing_like_it")
+    assert done.returncode == USAGE_ERROR
+    assert done.stderr.count("\n") == 1
