@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = (
     "start_up",
     "version",
+    "keras_compat",
     "kernels",
     "layers",
     "distribution",

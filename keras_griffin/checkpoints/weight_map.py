@@ -15,6 +15,8 @@ import keras
 import ml_dtypes
 import numpy as np
 
+from keras_griffin import keras_compat
+
 MAX_NAMES_IN_ERROR = 5
 # Seconds of loading before progress is shown: small models never get there.
 PROGRESS_DELAY = 2
@@ -190,19 +192,8 @@ def build_empty(build):
     """
     with keras.StatelessScope(initialize_variables=False):
         model = build()
-    # Keras has listed the variables, and fills them at random when the next
-    # scope ends. One that ends at once forgets them instead.
-    for variable in model.variables:
-        variable._deferred_initialize = _keep_empty
-    with keras.StatelessScope():
-        pass
-    for variable in model.variables:
-        del variable._deferred_initialize
+    keras_compat.forget_uninitialized()
     return model
-
-
-def _keep_empty():
-    pass
 
 
 def fill_rest(model):
@@ -211,8 +202,8 @@ def fill_rest(model):
     They are the seeds of dropout.
     """
     for variable in model.variables:
-        if variable._value is None:
-            variable._deferred_initialize()
+        if not keras_compat.has_value(variable):
+            keras_compat.initialize(variable)
 
 
 def check_tensors(table, model, shapes, origin):
@@ -392,10 +383,10 @@ def _assign(variable, value):
 
         # The same bits. Keras would make a float32 copy on the way.
         value = torch.from_numpy(value.view("int16")).view(torch.bfloat16)
-    if variable._value is None:  # of `build_empty`
-        variable._initialize(keras.ops.convert_to_tensor(value))
-    else:
+    if keras_compat.has_value(variable):
         variable.assign(value)
+    else:  # of `build_empty`
+        keras_compat.initialize(variable, keras.ops.convert_to_tensor(value))
 
 
 def _to_numpy(variable):

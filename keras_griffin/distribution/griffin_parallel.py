@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 
+from keras_griffin import keras_compat
 from keras_griffin.distribution.layout_map import BATCH
 from keras_griffin.distribution.layout_map import MODEL
 from keras_griffin.distribution.layout_map import SEQUENCE
@@ -97,7 +98,7 @@ class GriffinParallel(keras.distribution.ModelParallel):
 
     def get_variable_layout(self, variable):
         layout = super().get_variable_layout(variable)
-        if getattr(variable, "_layout", None) is not None:
+        if keras_compat.own_layout(variable) is not None:
             return layout
         shape = tuple(variable.shape)
         check_divides(variable.path, shape, layout)

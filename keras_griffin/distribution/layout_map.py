@@ -4,6 +4,8 @@ import re
 
 import keras
 
+from keras_griffin import keras_compat
+
 BATCH = "batch"
 MODEL = "model"
 SEQUENCE = "sequence"
@@ -151,7 +153,7 @@ def check_layout_map(layout_map, model):
                 "from start to end."
             )
     model_size = axis_size(layout_map.device_mesh, MODEL)
-    for layer in model._flatten_layers():
+    for layer in keras_compat.all_layers(model):
         heads = getattr(layer, "num_query_heads", model_size)
         if heads % model_size:
             raise ValueError(

@@ -46,13 +46,13 @@ class ExportedStep(keras.Model):
             )
             for name, leaf in _flat(self._structure).items()
         }
-        self._shape = batch_size, time
+        self._ids_shape = batch_size, time
 
     def signature(self):
         """`{name: keras.InputSpec}` of the inputs."""
-        kinds = {"token_ids": (self._shape, "int32")}
-        if self._shape[1] > 1:
-            kinds["padding_mask"] = self._shape, "bool"
+        kinds = {"token_ids": (self._ids_shape, "int32")}
+        if self._ids_shape[1] > 1:
+            kinds["padding_mask"] = self._ids_shape, "bool"
         return {
             name: keras.InputSpec(shape=shape, dtype=dtype, name=name)
             for name, (shape, dtype) in {**kinds, **self._state}.items()
@@ -62,12 +62,12 @@ class ExportedStep(keras.Model):
         state = keras.tree.pack_sequence_as(
             self._structure, [inputs[name] for name in self._state]
         )
-        if self._shape[1] == 1:
+        if self._ids_shape[1] == 1:
             logits, state = decoding.decode_token(
                 self.causal_lm, inputs["token_ids"][:, 0], state
             )
         else:
-            columns = ops.arange(self._shape[1], dtype="int32")
+            columns = ops.arange(self._ids_shape[1], dtype="int32")
             logits, state = decoding.prefill_piece(
                 self.causal_lm,
                 {

@@ -4,6 +4,7 @@ from keras import ops
 from keras_griffin.layers.gated_mlp import GatedMLP
 from keras_griffin.layers.local_mqa import LocalMQA
 from keras_griffin.layers.recurrent_block import RecurrentBlock
+from keras_griffin.layers.rematerialization import rematerialized
 from keras_griffin.layers.replica_dropout import ReplicaDropout
 from keras_griffin.layers.rms_normalization import RMSNormalization
 from keras_griffin.layers.temporal_layer import TemporalLayer
@@ -135,52 +136,13 @@ class ResidualBlock(TemporalLayer):
         return keep_rows(x + ops.cast(y, x.dtype)), state
 
     def rematerialized_call(self, layer_call, *args, **kwargs):
-        """Keras' remat with dropout, and on TensorFlow.
-
-        Keras' own (3.15) draws new masks when it computes the block anew, or
-        raises, and gives TensorFlow arguments that it does not take.
-        """
+        """Keras' remat with dropout, and on TensorFlow."""
         remat = super().rematerialized_call
         if remat(layer_call, *args, **kwargs) is layer_call:
             return layer_call
-        seeds = [
-            layer.seed_generator.state
-            for layer in (self.temporal_dropout, self.mlp_dropout)
-            if self.dropout
-        ]
-
-        def call(*args, **kwargs):
-            before = [ops.copy(seed.value) for seed in seeds]
-            flat = keras.tree.flatten((args, kwargs))
-            places = [
-                i
-                for i, value in enumerate(flat)
-                if ops.is_tensor(value)
-                and keras.backend.is_float_dtype(value.dtype)
-            ]
-
-            def call_with_floats(*floats):
-                now = [ops.copy(seed.value) for seed in seeds]
-                for seed, value in zip(seeds, before, strict=True):
-                    seed.assign(value)
-                everything = list(flat)
-                for i, value in zip(places, floats, strict=True):
-                    everything[i] = value
-                same_args, same_kwargs = keras.tree.pack_sequence_as(
-                    (args, kwargs), everything
-                )
-                outputs = layer_call(*same_args, **same_kwargs)
-                after = [ops.copy(seed.value) for seed in seeds]
-                for seed, value in zip(seeds, now, strict=True):
-                    seed.assign(value)
-                return outputs, after
-
-            outputs, after = remat(call_with_floats)(*[flat[i] for i in places])
-            for seed, value in zip(seeds, after, strict=True):
-                seed.assign(value)
-            return outputs
-
-        return call
+        drops = (self.temporal_dropout, self.mlp_dropout)
+        seeds = [d.seed_generator.state for d in drops if self.dropout]
+        return rematerialized(remat, layer_call, seeds)
 
     def get_config(self):
         return {

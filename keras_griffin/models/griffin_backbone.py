@@ -5,6 +5,7 @@ import ml_dtypes
 from keras import ops
 from keras_hub.models import Backbone
 
+from keras_griffin import keras_compat
 from keras_griffin.checkpoints import exporting
 from keras_griffin.checkpoints.preset_index import preset_summaries
 from keras_griffin.checkpoints.preset_loading import build_backbone
@@ -389,7 +390,7 @@ class GriffinBackbone(Backbone):
 
     def default_lora_layer_names(self):
         """Returns the names of all layers that can have an adapter."""
-        present = {layer.name for layer in self._flatten_layers()}
+        present = {layer.name for layer in keras_compat.all_layers(self)}
         return [name for name in lora.LORA_LAYER_NAMES if name in present]
 
     def enable_lora(self, rank, target_layer_names=None):

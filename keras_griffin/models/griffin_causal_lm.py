@@ -1,4 +1,3 @@
-import contextlib
 import contextvars
 
 import keras
@@ -28,9 +27,17 @@ from keras_griffin.models.griffin_backbone import GriffinBackbone
 from keras_griffin.models.griffin_causal_lm_preprocessor import (
     GriffinCausalLMPreprocessor,
 )
+from keras_griffin.training import chunked_cross_entropy
 from keras_griffin.training import quantization
-from keras_griffin.training.chunked_cross_entropy import token_losses
 
+# A subclass that has one of these of its own sees logits.
+_SEE_LOGITS = (
+    "call",
+    "compute_loss",
+    "compute_metrics",
+    "test_step",
+    "train_step",
+)
 # The model whose step of training or evaluation is running: `call` returns
 # its hidden states, and `compute_loss` expects them.
 _in_step = contextvars.ContextVar("in_step", default=None)
@@ -260,10 +267,11 @@ class GriffinCausalLM(CausalLM):
     def named_parameters(self, *args, **kwargs):
         # PyTorch has forgotten what came before `__init__` of `keras.Model`,
         # the backbone, and Keras does not tell it of adapters.
-        known = self._modules.get("_torch_params", {}).values()
-        known = {id(value) for value in known}
-        if known != {id(variable.value) for variable in self.variables}:
-            self._track_variables()
+        values = {variable.path: variable.value for variable in self.variables}
+        known = {id(value) for value in self.torch_params.values()}
+        if known != {id(value) for value in values.values()}:
+            self.torch_params.clear()
+            self.torch_params.update(values)
         return super().named_parameters(*args, **kwargs)
 
     def _logits(self, hidden):
@@ -293,22 +301,22 @@ class GriffinCausalLM(CausalLM):
     # === Training ===
 
     def train_step(self, *args, **kwargs):
-        with self._step():
-            logs = super().train_step(*args, **kwargs)
-        return self._for_all_workers(logs)
+        return self._run_step(super().train_step, *args, **kwargs)
 
     def test_step(self, *args, **kwargs):
-        with self._step():
-            logs = super().test_step(*args, **kwargs)
-        return self._for_all_workers(logs)
+        return self._run_step(super().test_step, *args, **kwargs)
 
-    @contextlib.contextmanager
-    def _step(self):
+    def _run_step(self, step, *args, **kwargs):
         token = _in_step.set(self if self._loss_in_pieces else None)
         try:
-            yield
+            logs = step(*args, **kwargs)
         finally:
             _in_step.reset(token)
+        if keras.config.backend() != "tensorflow":
+            return logs
+        from keras_griffin.distribution import tensorflow_strategies
+
+        return tensorflow_strategies.logs_of_replica(self, logs)
 
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
@@ -316,49 +324,29 @@ class GriffinCausalLM(CausalLM):
         """The loss of a batch, as `keras.Model.compute_loss`.
 
         Within `fit` and `evaluate`, with the cross-entropy of token ids that
-        `loss="auto"` stands for, `y_pred` are hidden states: logits are made
-        for some tokens at a time, in the gradient once more. They update the
-        metrics at the same time, which see these pieces as batches.
+        `loss="auto"` stands for and no metrics but the accuracy, `y_pred` are
+        hidden states: logits are made for some tokens at a time, in the
+        gradient once more. Where other metrics, or a subclass with a step,
+        loss or metrics of its own, look at logits, there are all of them.
         """
         if _in_step.get() is not self:
             return super().compute_loss(x, y, y_pred, sample_weight, training)
-        shape = ops.shape(y_pred)[:2]
-        y = ops.reshape(y, shape)
-        weights = sample_weight
-        if weights is not None:
-            weights = ops.broadcast_to(weights, shape)
-
-        def score(hidden, targets):
-            logits = self._logits(hidden)
-            return self.loss.call(
-                targets, ops.cast(logits, self.loss.dtype)
-            ), logits
-
-        def update(targets, logits, weights):
-            # A token a row: Keras' means count rows, whatever their length.
-            targets, logits, weights = (
-                None if a is None else ops.reshape(a, (-1, 1, *a.shape[2:]))
-                for a in (targets, logits, weights)
-            )
-            super(GriffinCausalLM, self).compute_metrics(
-                None, targets, logits, weights
-            )
-
-        losses = token_losses(
-            score,
-            update,
-            hidden=y_pred,
-            targets=y,
-            weights=weights,
-            head=self.backbone.token_embedding,
-            metrics=self.metrics_variables,
+        y = ops.reshape(y, ops.shape(y_pred)[:2])
+        loss, hits = chunked_cross_entropy.chunked_loss(
+            self,
+            self._logits,
+            self.backbone.token_embedding,
+            y_pred,
+            y,
+            sample_weight,
+            self._has_metrics,
         )
-        reduction = _Reduction(
-            self.loss.name, self.loss.reduction, self.loss.dtype
-        )
-        loss = reduction(y, losses, sample_weight)
-        for additional in self.losses:
-            loss = loss + ops.sum(additional)
+        if self._has_metrics:
+            # Two classes, of which the first is the right one.
+            likeliest = ops.stack([hits, 1 - hits], axis=-1)
+            super().compute_metrics(
+                None, ops.zeros_like(y), likeliest, sample_weight
+            )
         return loss
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
@@ -439,67 +427,24 @@ class GriffinCausalLM(CausalLM):
             check_layout_map(distribution.layout_map, self)
         self._functions = CompiledFunctions(self)
         sampling.check_sampler(self.sampler, self.backbone.vocabulary_size)
-        self._loss_in_pieces = (
-            type(self.loss) is keras.losses.SparseCategoricalCrossentropy
-            and self.loss.from_logits
-            and self.loss.ignore_class is None
-            and kwargs.get("loss_weights") is None
+        metrics = [
+            kwargs.get("metrics") or [],
+            kwargs.get("weighted_metrics", "auto") or [],
+        ]
+        metrics = keras.tree.flatten(metrics)
+        self._has_metrics = bool(metrics)
+        self._loss_in_pieces = all(
+            getattr(type(self), name) is getattr(GriffinCausalLM, name)
+            for name in _SEE_LOGITS
+        ) and chunked_cross_entropy.needs_no_logits(
+            self.loss, kwargs.get("loss_weights"), metrics
         )
 
     def _compile_for_strategy(self):
-        """Makes the model a function of a replica under `tf.distribute`.
+        from keras_griffin.distribution import tensorflow_strategies
 
-        XLA compiles this one if it is to compile. Keras would give it one
-        program for all replicas, which it refuses where they have devices of
-        their own (https://github.com/keras-team/keras/issues/19005), and which
-        can't hold the programs that a `TPUStrategy` compiles itself. In those
-        XLA finds this function like any other of the replica's.
-        """
-        import tensorflow as tf
-
-        if self._distribute_strategy is None or self.run_eagerly:
-            return
-        jit_compile = self._requested_jit_compile is True
-        self._replica_call = tf.function(
-            self._call,
-            jit_compile=jit_compile,
-            reduce_retracing=True,
-            autograph=False,
-        )
-        self.jit_compile = False
-
-    # Keras 3.15 stumbles over tf.distribute: it adds up the inputs of all
-    # replicas, which masks cannot be, nor several inputs of workers; and it
-    # averages scalar logs of workers over axis 0. On the other backends the
-    # methods below are Keras' own.
-
-    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        if iterator is not None and self._has_replicas():
-            batches = next(next(iter(iterator))[-1])
-            local = self.distribute_strategy.experimental_local_results
-            data_batch = keras.tree.map_structure(
-                lambda batch: local(batch)[0], batches
-            )
-            iterator = None
-        super()._maybe_symbolic_build(iterator, data_batch)
-
-    def _has_replicas(self):
-        if keras.config.backend() != "tensorflow":
-            return False
-        return self.distribute_strategy.num_replicas_in_sync > 1
-
-    def _for_all_workers(self, logs):
-        if not self._has_workers():
-            return logs
-        return {name: ops.reshape(value, (1,)) for name, value in logs.items()}
-
-    def _has_workers(self):
-        if keras.config.backend() != "tensorflow":
-            return False
-        import tensorflow as tf
-
-        return isinstance(
-            self.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy
+        self._replica_call = tensorflow_strategies.function_of_replica(
+            self, self._call
         )
 
     def quantize(self, mode=None, config=None, filters=None, **kwargs):

@@ -189,8 +189,8 @@ class GriffinCausalLMPreprocessor(CausalLMPreprocessor):
         x = self.for_pipeline(x)
         if isinstance(x, dict) and set(x) & {*PAIR, TURNS_KEY}:
             _check_pairs(x)
-        else:
-            check_text(x)
+            return self._call_on_pairs(x, sequence_length)
+        check_text(x)
         return super().call(
             x,
             y=y,
@@ -216,11 +216,7 @@ class GriffinCausalLMPreprocessor(CausalLMPreprocessor):
             )
         return chat_template.render(messages, last)
 
-    def _call_python(self, x, y=None, sample_weight=None, sequence_length=None):
-        if not isinstance(x, dict):
-            return super()._call_python(
-                x, y, sample_weight, sequence_length=sequence_length
-            )
+    def _call_on_pairs(self, x, sequence_length):
         length = (sequence_length or self.sequence_length) + 1
         token_ids, learned = self._tokenize_pairs(x)
         arguments = {

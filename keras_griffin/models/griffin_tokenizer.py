@@ -5,6 +5,7 @@ import keras
 import numpy as np
 from keras_hub.tokenizers import SentencePieceTokenizer
 
+from keras_griffin import keras_compat
 from keras_griffin.checkpoints import exporting
 from keras_griffin.checkpoints.preset_loading import find_preset
 from keras_griffin.checkpoints.preset_loading import tokenizer_path
@@ -56,9 +57,9 @@ class GriffinTokenizer(SentencePieceTokenizer):
     presets = GriffinBackbone.presets
 
     def __init__(self, proto=None, **kwargs):
-        self._add_special_token("<bos>", "start_token")
-        self._add_special_token("<eos>", "end_token")
-        self._add_special_token("<pad>", "pad_token")
+        keras_compat.add_special_token(self, "<bos>", "start_token")
+        keras_compat.add_special_token(self, "<eos>", "end_token")
+        keras_compat.add_special_token(self, "<pad>", "pad_token")
         super().__init__(proto=proto, **kwargs)
 
     @classmethod
@@ -125,7 +126,7 @@ class GriffinTokenizer(SentencePieceTokenizer):
         `fit` on text fails after it (KerasHub 0.32, tensorflow-text 2.21).
         """
         tf = sys.modules.get("tensorflow")
-        held = getattr(self, "_sentence_piece", None)
+        held = keras_compat.tensorflow_tokenizer(self)
         if tf is None or held is None or tf.executing_eagerly():
             return
         with tf.init_scope():

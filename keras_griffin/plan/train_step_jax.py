@@ -6,8 +6,8 @@ import time
 
 import jax
 import keras
-from keras.src.backend.common import global_state
 
+from keras_griffin import keras_compat
 from keras_griffin.distribution.griffin_parallel import GriffinParallel
 from keras_griffin.models.griffin_backbone import GriffinBackbone
 from keras_griffin.models.griffin_causal_lm import GriffinCausalLM
@@ -188,10 +188,10 @@ def _abstract_model(preset, distribution, lora_rank, remat, dtype, changes):
         if lora_rank:
             backbone.enable_lora(lora_rank)
         for variable in backbone.variables:
-            variable._layout = distribution.get_variable_layout(variable)
+            layout = distribution.get_variable_layout(variable)
+            keras_compat.set_layout(variable, layout)
         optimizer.build(backbone.trainable_variables)
-    # They would be initialized when the next scope ends.
-    global_state.set_global_attribute("uninitialized_variables", [])
+    keras_compat.forget_uninitialized()
     causal_lm = GriffinCausalLM(backbone, compile=False)
     causal_lm.compile(optimizer)
     return causal_lm
@@ -213,7 +213,7 @@ def _abstract_step(model, distribution, batch_size, length):
         row("int32"),
         row("float32"),
     )
-    model._symbolic_build(data_batch=data)
+    keras_compat.build_for_training(model, data)
     state = tuple(
         [
             abstract(v.shape, v.dtype, distribution.get_variable_layout(v))

@@ -4,6 +4,8 @@ import h5py
 import keras
 from keras import ops
 
+from keras_griffin import keras_compat
+
 # Every matrix of the three kinds of branches: adapting all linear layers is
 # what matches full fine-tuning. Source: QLoRA, arXiv:2305.14314, figure 2.
 LORA_LAYER_NAMES = (
@@ -25,7 +27,7 @@ LORA_QUANTIZATIONS = (None, "int8", "int4")
 
 def weighted_layers(backbone):
     """The layers among which KerasHub's adapter files count."""
-    layers = backbone._flatten_layers(include_self=False)
+    layers = keras_compat.all_layers(backbone, include_self=False)
     return [layer for layer in layers if layer.weights]
 
 
@@ -33,7 +35,7 @@ def lora_layers(backbone):
     """The layers that have an adapter."""
     return [
         layer
-        for layer in backbone._flatten_layers()
+        for layer in keras_compat.all_layers(backbone)
         if getattr(layer, "lora_enabled", False)
     ]
 
@@ -152,21 +154,19 @@ def merge(backbone):
     for layer in layers:
         delta = ops.matmul(layer.lora_kernel_a, layer.lora_kernel_b)
         delta = delta * (layer.lora_alpha / layer.lora_rank)
-        kernel = layer._kernel
+        layer.lora_enabled = False
+        kernel = layer.kernel  # without the adapter
         kernel.assign(
             ops.cast(ops.cast(kernel, "float32") + delta, kernel.dtype)
         )
         for name in ("lora_kernel_a", "lora_kernel_b"):
-            # `del` would collect all of Python's garbage, once a variable.
-            layer._untrack_variable(getattr(layer, name))
-            setattr(layer, name, None)
-        layer.lora_enabled = False
+            keras_compat.remove_weight(layer, name)
         layer.lora_rank = layer.lora_alpha = None
-    backbone._lora_enabled_layers = []
+    keras_compat.forget_adapters(backbone)
     # TensorFlow's trackables ignore what is assigned a second time, so that a
     # layer has to be frozen for its weights to be freed.
     for trainable in (False, True):
-        for layer in backbone._flatten_layers():
+        for layer in keras_compat.all_layers(backbone):
             layer.trainable = trainable
 
 

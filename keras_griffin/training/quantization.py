@@ -1,11 +1,11 @@
 """Which layers of a model are quantized, and what of it KerasHub forgets."""
 
 import collections
-import functools
 import re
 
 import keras
 
+from keras_griffin import keras_compat
 from keras_griffin.training.lora import lora_layers
 
 # In the names of policies, as "int8_from_float32".
@@ -38,7 +38,7 @@ def choose_layers(model, mode, filters):
         )
     chosen = {
         id(layer)
-        for layer in model._flatten_layers()
+        for layer in keras_compat.all_layers(model)
         if type(layer) in QUANTIZED_LAYERS[mode] and _matches(layer, filters)
     }
     if not chosen:
@@ -74,7 +74,7 @@ def saved_quantization(backbone):
                 getattr(layer, "inputs_quantizer", None)
             ),
         }
-        for layer in backbone._flatten_layers()
+        for layer in keras_compat.all_layers(backbone)
         if layer.quantization_mode is not None
     }
 
@@ -105,7 +105,7 @@ def quantized_policy(dtype, saved):
 
 def set_input_quantizers(backbone, saved):
     """Makes layers round their inputs as `saved_quantization` tells."""
-    for layer in backbone._flatten_layers():
+    for layer in keras_compat.all_layers(backbone):
         if layer.path in saved and hasattr(layer, "inputs_quantizer"):
             layer.inputs_quantizer = keras.saving.deserialize_keras_object(
                 saved[layer.path]["inputs"]
@@ -113,20 +113,10 @@ def set_input_quantizers(backbone, saved):
 
 
 def save_zero_points(backbone):
-    """Has Keras write the zero points of GPTQ and AWQ kernels.
-
-    Keras 3.15.1 leaves them out as if only int4 kernels had some, and then
-    refuses its own file.
-    """
-    for layer in backbone._flatten_layers():
+    """Has Keras write the zero points of GPTQ and AWQ kernels."""
+    for layer in keras_compat.all_layers(backbone):
         if layer.quantization_mode in ("gptq", "awq"):
-            layer._get_kernel_with_merged_lora = functools.partial(
-                _kernel_to_save, layer
-            )
-
-
-def _kernel_to_save(layer):
-    return None, None, layer.kernel_zero  # kernel, scale, zero point
+            keras_compat.save_zero_point(layer)
 
 
 def _policy(layer):

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import keras
 
+from keras_griffin import keras_compat
 from keras_griffin.training.resumable_data import ResumableData
 
 # The last one, and one before: a NaN may show only in the next step's loss.
@@ -133,7 +134,7 @@ class _Backup(keras.callbacks.Callback):
         if step is None:
             return 0, 0
         # As `fit` does on JAX; it makes all variables, those of metrics too.
-        self._trained._symbolic_build(data_batch=self._data[0])
+        keras_compat.build_for_training(self._trained, self._data[0])
         place = self._read("place", self._args.JsonRestore())
         for name, value in self._description().items():
             if place[name] != value:

@@ -1,6 +1,7 @@
 import keras
 from keras import ops
 
+from keras_griffin import keras_compat
 from keras_griffin.distribution.layout_map import MODEL
 from keras_griffin.distribution.layout_map import axis_size
 from keras_griffin.layers.input_checks import check_inputs
@@ -103,7 +104,8 @@ class StatefulTrainer(keras.Model):
                 has_axis = MODEL in mesh.axis_names
                 if has_axis and not variable.shape[-1] % axis_size(mesh, MODEL):
                     axes[-1] = MODEL
-            variable._layout = keras.distribution.TensorLayout(axes, mesh)
+            layout = keras.distribution.TensorLayout(axes, mesh)
+            keras_compat.set_layout(variable, layout)
             variable.assign(variable.value)
 
     def call(self, inputs, training=None):

@@ -59,12 +59,13 @@ def compile_model(model, loss):
     model.compile(
         keras.optimizers.SGD(1.0),
         loss=loss(from_logits=True),
-        metrics=[keras.metrics.SparseTopKCategoricalAccuracy(3, name="top")],
+        metrics=["accuracy"],
         weighted_metrics=[
-            keras.metrics.SparseCategoricalAccuracy(name="accuracy"),
-            keras_hub.metrics.Perplexity(from_logits=True, name="perplexity"),
+            keras.metrics.SparseCategoricalAccuracy(name="weighted")
         ],
     )
+    in_pieces = loss is keras.losses.SparseCategoricalCrossentropy
+    assert model._loss_in_pieces == in_pieces
     return model
 
 
@@ -190,6 +191,110 @@ def test_other_losses_get_all_logits():
     x, y, _ = data()
     loss = model.evaluate(x, y, verbose=0)
     assert_close(np.array(loss[0]), np.mean(model.predict(x, verbose=0)))
+
+
+def test_other_metrics_get_all_logits(monkeypatch):
+    monkeypatch.setattr(chunked_cross_entropy, "MAX_LOGITS", 1)
+    metrics = {
+        "metrics": keras.metrics.SparseTopKCategoricalAccuracy(3, name="top"),
+        "weighted_metrics": keras_hub.metrics.Perplexity(
+            from_logits=True, name="perplexity"
+        ),
+    }
+    x, y, weights = data()
+    model = make()
+    logits = model.predict(x, verbose=0)
+    for name, metric in metrics.items():
+        model.compile("sgd", **{"weighted_metrics": None, name: [metric]})
+        assert not model._loss_in_pieces
+        logs = model.evaluate(
+            x, y, sample_weight=weights, verbose=0, return_dict=True
+        )
+        metric.reset_state()
+        metric.update_state(y, logits, weights if "weigh" in name else None)
+        assert_close(logs[metric.name], to_numpy(metric.result()))
+
+
+class OwnLoss(keras_griffin.GriffinCausalLM):
+    def compute_loss(self, x, y, y_pred, sample_weight=None, training=True):
+        assert y_pred.shape[-1] == VOCABULARY
+        return keras.ops.mean(y_pred**2)
+
+
+class OwnMetrics(keras_griffin.GriffinCausalLM):
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        assert y_pred.shape[-1] == VOCABULARY
+        return super().compute_metrics(x, y, y_pred, sample_weight)
+
+
+class OwnStep(keras_griffin.GriffinCausalLM):
+    def test_step(self, *args):
+        *state, (x, _, _) = args
+        if state:  # on JAX
+            logits, _ = self.stateless_call(*state[0][:2], x)
+        else:
+            logits = self(x)
+        assert logits.shape[-1] == VOCABULARY
+        return super().test_step(*args)
+
+
+class OwnCall(keras_griffin.GriffinCausalLM):
+    def call(self, inputs, training=None, mask=None):
+        logits = super().call(inputs, training, mask)
+        assert logits.shape[-1] == VOCABULARY
+        return logits
+
+
+@pytest.mark.parametrize("cls", [OwnLoss, OwnMetrics, OwnStep, OwnCall])
+def test_what_a_subclass_overrides_sees_logits(cls):
+    keras.utils.set_random_seed(0)
+    backbone = tiny_backbone(num_layers=1, block_types=("recurrent",))
+    x, y, weights = data()
+    model, plain = cls(backbone), keras_griffin.GriffinCausalLM(backbone)
+    found, expected = [], []
+    for m, results in ((model, found), (plain, expected)):
+        m.compile("sgd")
+        results += m.evaluate(x, y, sample_weight=weights, verbose=0)
+    if cls is OwnLoss:
+        expected[0] = np.mean(plain.predict(x, verbose=0) ** 2)
+    assert_close(np.array(found), np.array(expected))
+    if cls is not OwnStep:
+        assert np.isfinite(model.train_on_batch(x, y)).all()
+
+
+def test_additional_losses_count(monkeypatch):
+    monkeypatch.setattr(chunked_cross_entropy, "MAX_LOGITS", LIMITS["rest"])
+    x, y, _ = data()
+    found = []
+    for loss in LOSSES:
+        model = make(loss)
+        down = model.backbone.blocks[0].mlp.down
+        down.activity_regularizer = keras.regularizers.L2(0.5)
+        found.append(model.evaluate(x, y, verbose=0))
+        down.activity_regularizer = None
+        compile_model(model, loss)
+        assert found[-1][0] > model.evaluate(x, y, verbose=0)[0]
+    assert_close(np.array(found[1]), np.array(found[0]))
+
+
+def test_pytorch_s_loss_gets_rows_of_logits(monkeypatch):
+    """A softmax along another axis than the last takes several times longer."""
+    if keras.config.backend() != "torch":
+        pytest.skip("about PyTorch")
+    shapes = []
+    cls = keras.losses.SparseCategoricalCrossentropy
+    call = cls.call
+
+    def record(self, y_true, y_pred):
+        if y_pred.device.type != "meta":
+            shapes.append((y_true.ndim, y_pred.ndim))
+        return call(self, y_true, y_pred)
+
+    monkeypatch.setattr(cls, "call", record)
+    for limit in (LIMITS["one"], LIMITS["fit"]):
+        monkeypatch.setattr(chunked_cross_entropy, "MAX_LOGITS", limit)
+        step(make())
+    assert set(shapes) == {(1, 2)}
 
 
 def _jax_sizes(model):

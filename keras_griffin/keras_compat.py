@@ -1,0 +1,161 @@
+"""Every private name of Keras and KerasHub that this package touches.
+
+Read in Keras 3.15.1 and KerasHub 0.32.0. Each function says why there is no
+public way, and what would make it needless; tests/test_keras_compat.py names
+what a release has taken away, and keeps private names out of other files.
+"""
+
+from keras.src.backend.common import global_state
+
+# === Layers ===
+
+
+def all_layers(layer, include_self=True):
+    """The layers inside of a layer, in the order of KerasHub's adapter files.
+
+    `keras.Model.layers` stops at the first level, and other layers have no
+    list. Needless with a public, recursive one.
+    """
+    return layer._flatten_layers(include_self=include_self)
+
+
+def remove_weight(layer, name):
+    """Takes a weight out of a layer, and sets the attribute to `None`.
+
+    `del` does so too, and collects all of Python's garbage each time: a minute
+    for the adapters of 26 blocks. Needless if it did not.
+    """
+    layer._untrack_variable(getattr(layer, name))
+    setattr(layer, name, None)
+
+
+def forget_adapters(backbone):
+    """Makes KerasHub write no adapter file any more, after a merge.
+
+    KerasHub can enable adapters, but not remove them.
+    """
+    backbone._lora_enabled_layers = []
+
+
+def save_zero_point(layer):
+    """Has Keras write the zero point of a GPTQ or AWQ kernel.
+
+    Keras leaves it out as if only int4 kernels had one, and then refuses its
+    own file. Needless when `Dense.save_own_variables` writes it.
+    """
+    # kernel, scale, zero point
+    layer._get_kernel_with_merged_lora = lambda: (None, None, layer.kernel_zero)
+
+
+# === Variables ===
+
+
+def forget_uninitialized():
+    """Leaves variables without values that would get random ones.
+
+    They were made in `StatelessScope(initialize_variables=False)`, and Keras
+    would draw values at the end of the next scope. Needless with a public way
+    to build a model for a checkpoint.
+    """
+    global_state.set_global_attribute("uninitialized_variables", [])
+
+
+def has_value(variable):
+    """Whether a variable has a value: `variable.value` would draw one."""
+    return variable._value is not None
+
+
+def initialize(variable, value=None):
+    """Gives its first value to a variable that was made without one.
+
+    Args:
+        variable: a `keras.Variable`.
+        value: tensor, or `None` for that of its initializer.
+    """
+    if value is None:
+        variable._deferred_initialize()
+    else:
+        variable._initialize(value)
+
+
+def own_layout(variable):
+    """The layout that `set_layout` gave a variable, or `None`.
+
+    A distribution's public `get_variable_layout` does not tell it from one
+    that it has just looked up.
+    """
+    return variable._layout
+
+
+def set_layout(variable, layout):
+    """Gives a variable a layout of its own under `keras.distribution`.
+
+    `add_weight` takes none, and a `DataParallel` has no layout map. It holds
+    from the next value on.
+    """
+    variable._layout = layout
+
+
+# === Training ===
+
+
+def build_for_training(model, batch):
+    """Makes the variables of model, metrics and optimizer, as `fit` does.
+
+    Needless with a public method; `train_on_batch` would change their values.
+    """
+    model._symbolic_build(data_batch=batch)
+
+
+def build_from(model, batch_of):
+    """Makes `fit` on TensorFlow build a model from `batch_of(model, iterator)`.
+
+    Keras itself adds up the batches of all replicas, bool masks among them,
+    which raises. Needless when it takes one of them.
+    """
+    build = type(model)._maybe_symbolic_build
+
+    def maybe_symbolic_build(iterator=None, data_batch=None):
+        if iterator is not None:
+            iterator, data_batch = None, batch_of(model, iterator)
+        build(model, iterator, data_batch)
+
+    model._maybe_symbolic_build = maybe_symbolic_build
+
+
+def own_strategy(model):
+    """The strategy of tf.distribute that a model was made under, or `None`.
+
+    The public `distribute_strategy` falls back to the default one.
+    """
+    return model._distribute_strategy
+
+
+def additional_loss(model, loss):
+    """A regularizer's or `add_loss`'s part of the loss of a replica.
+
+    Under tf.distribute losses of replicas are added up. Needless if Keras'
+    `compute_loss` could be given the other part.
+    """
+    return model._aggregate_additional_loss(loss)
+
+
+# === Text ===
+
+
+def add_special_token(tokenizer, token, name):
+    """Makes `tokenizer.<name>_id` the id of a token, for any vocabulary.
+
+    KerasHub's own tokenizers do so, and there is no other way that
+    `special_token_ids` knows of.
+    """
+    tokenizer._add_special_token(token, name)
+
+
+def tensorflow_tokenizer(tokenizer):
+    """The `tensorflow_text` tokenizer of a SentencePiece tokenizer, or `None`.
+
+    `keras.utils.set_random_seed` clears the cache that holds its model, and
+    only this object knows. Needless when KerasHub makes it anew by itself.
+    """
+    return getattr(tokenizer, "_sentence_piece", None)
