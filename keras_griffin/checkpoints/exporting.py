@@ -34,19 +34,49 @@ def save_preset(save, path, backbone, max_shard_size):
             file.unlink()
 
 
-def export_to_transformers(path, backbone, preprocessor, max_shard_size):
-    """Writes config.json, safetensors, tokenizer and model card.
+def export_to_transformers(model, path, max_shard_size=5):
+    """Writes a folder that transformers loads as RecurrentGemma.
+
+    config.json, safetensors in the weights' own dtype and, with a
+    preprocessor, the tokenizer. `from_preset` reads it back bit for bit.
+    transformers counts a token itself into its window, so that config.json
+    has `attention_window_size + 1`: then its logits are this model's.
 
     Args:
-        path: str or path. A new or empty folder.
-        backbone: `GriffinBackbone`.
-        preprocessor: `GriffinCausalLMPreprocessor` or `None`.
-        max_shard_size: int or float. A weight file's largest size [GB].
+        model: a `GriffinCausalLM`, or a `GriffinBackbone` alone.
+        path: str or path. A new or empty folder. It appears when all is
+            written, or not at all.
+        max_shard_size: int or float. A weight file's largest size.
+            Defaults to `5` [GB].
 
     Raises:
-        ValueError: if transformers cannot express the backbone, or the folder
-            holds something.
+        ImportError: if safetensors is not installed.
+        ValueError: if transformers cannot express the model (the message
+            says what), a weight is quantized, or the folder holds files.
+
+    Example:
+    ```python
+    import transformers
+
+    backbone = keras_griffin.GriffinBackbone(
+        vocabulary_size=256,
+        num_layers=3,
+        hidden_dim=64,
+        intermediate_dim=192,
+        num_query_heads=4,
+        num_gate_blocks=4,
+        # What transformers' RecurrentGemma always has:
+        scale_embeddings=True,
+        final_logit_soft_cap=30.0,
+    )
+    model = keras_griffin.GriffinCausalLM(backbone)
+    model.export_to_transformers("./my_recurrent_gemma")
+    transformers.AutoModelForCausalLM.from_pretrained(
+        "./my_recurrent_gemma"
+    )
+    ```
     """
+    backbone, preprocessor = _parts(model)
     tokenizer = preprocessor and preprocessor.tokenizer
     config = huggingface_config.hf_config(backbone, tokenizer)
     with whole_folder(path) as folder:
@@ -74,22 +104,41 @@ def _write_tokenizer(tokenizer, turn_format, folder):
     tokenizer_files.write(tokenizer.proto, folder, template)
 
 
-def export_to_deepmind(path, backbone, tokenizer, framework):
-    """Writes an archive as DeepMind's on Kaggle, with a model card.
+def export_to_deepmind(model, path, framework="flax"):
+    """Writes an archive as Google's on Kaggle, for DeepMind's own code.
+
+    `model/` by orbax or `model.pt`, in the weights' own dtype, and with a
+    preprocessor `tokenizer.model`. `keras_griffin.json` keeps what such an
+    archive does not tell; the model card has DeepMind's `GriffinConfig`.
+    Takes as much memory again as the weights.
 
     Args:
-        path: str or path. A new or empty folder.
-        backbone: `GriffinBackbone`.
-        tokenizer: `GriffinTokenizer` or `None`.
-        framework: `"flax"` or `"torch"`.
+        model: a `GriffinCausalLM`, or a `GriffinBackbone` alone.
+        path: str or path. A new or empty folder. It appears when all is
+            written, or not at all.
+        framework: `"flax"` or `"torch"`. Defaults to `"flax"`.
 
     Raises:
-        ValueError: if DeepMind's code cannot express the backbone, or the
-            folder holds something.
+        ImportError: if orbax-checkpoint or torch is not installed.
+        ValueError: if DeepMind's code cannot express the model (the
+            message says what), a weight is quantized, or the folder holds
+            files.
+
+    Example:
+    ```python
+    model.export_to_deepmind("./my_archive", framework="torch")
+    ```
     """
+    backbone, preprocessor = _parts(model)
     with whole_folder(path) as folder:
         deepmind_archive.write(backbone, folder, framework)
-        if tokenizer is not None:
+        if preprocessor is not None:
             file = folder / deepmind_archive.TOKENIZER_FILE
-            file.write_bytes(tokenizer.proto)
+            file.write_bytes(preprocessor.tokenizer.proto)
         model_card.write(folder, backbone, framework)
+
+
+def _parts(model):
+    """The backbone, and the preprocessor if there is one."""
+    backbone = getattr(model, "backbone", model)
+    return backbone, getattr(model, "preprocessor", None)

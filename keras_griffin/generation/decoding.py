@@ -33,8 +33,36 @@ STOP_IDS = 8
 # === One prompt, one token ===
 
 
-def prefill(model, inputs, state):
-    """See `GriffinCausalLM.prefill`."""
+def prefill(model, inputs, state=None):
+    """Reads tokens and returns what comes next, with the state after them.
+
+    Two calls over the parts of a text equal one over the whole, so that a
+    prompt of any length can be read in pieces.
+
+    Args:
+        model: a `GriffinCausalLM`.
+        inputs: dict of `"token_ids"` and optionally `"padding_mask"`,
+            both `(batch, time)`; numbers in the mask are documents, as of
+            a call of `GriffinBackbone`, and bools are not.
+        state: from an earlier call. `None`: a fresh state (which global
+            attention can't have: use `init_state`). Defaults to `None`.
+
+    Returns:
+        `(logits, state)`: `(batch, vocabulary_size)` float32 logits of
+        the token after each row's last real one, and the state. A row of
+        pads alone keeps its state, and its logits have no meaning.
+
+    Raises:
+        ValueError: for inputs of a wrong shape or ids out of the
+            vocabulary.
+
+    Example:
+    ```python
+    ids = np.array([[5, 6, 7, 8]])
+    logits, state = model.prefill({"token_ids": ids})
+    logits, state = model.decode_step(np.array([9]), state)
+    ```
+    """
     if isinstance(inputs, dict):
         inputs = {
             name: None if value is None else to_numpy(value)
@@ -75,7 +103,20 @@ def prefill_piece(model, inputs, logits, state):
 
 
 def decode_step(model, token_ids, state):
-    """See `GriffinCausalLM.decode_step`."""
+    """Reads one token a row: logits of the next one, and the new state.
+
+    Args:
+        model: a `GriffinCausalLM`.
+        token_ids: `(batch,)` int.
+        state: from `prefill`, `init_state` or an earlier step.
+
+    Returns:
+        `(logits, state)`: `(batch, vocabulary_size)` float32, and the
+        state. The given state stays valid.
+
+    Raises:
+        ValueError: if `token_ids` is not of rank 1.
+    """
     token_ids = ops.convert_to_tensor(token_ids, dtype="int32")
     if len(token_ids.shape) != 1:
         raise ValueError(
@@ -100,17 +141,64 @@ def decode_token(model, token_ids, state):
 def generate(
     model,
     inputs,
-    max_length,
-    stop_token_ids,
-    strip_prompt,
-    max_new_tokens,
-    sampler,
-    temperature,
-    seed,
-    state,
-    return_state,
+    max_length=None,
+    stop_token_ids="auto",
+    strip_prompt=False,
+    max_new_tokens=None,
+    sampler=None,
+    temperature=None,
+    seed=None,
+    state=None,
+    return_state=False,
 ):
-    """See `GriffinCausalLM.generate`."""
+    """Generates text, or token ids without a preprocessor.
+
+    Other lengths, stop ids and settings of a sampler run what is compiled
+    already; another kind of sampler compiles once.
+
+    Args:
+        model: a `GriffinCausalLM`.
+        inputs: str, list of str or a `tf.data.Dataset` of them; or, where
+            the preprocessor has a `turn_format`, a list of messages that
+            ends with the user's, or a list of such lists. Without a
+            preprocessor a dict of `"token_ids"` and `"padding_mask"`
+            `(batch, max_length)`, the room included.
+        max_length: int. Tokens of prompt and text together. Defaults to
+            the preprocessor's `sequence_length`.
+        stop_token_ids: `"auto"` (the tokenizer's end token, and
+            `<end_of_turn>` where there is a `turn_format`), a sequence of
+            ids any of which ends a row, or `None`. Defaults to `"auto"`.
+        strip_prompt: bool. Return the new tokens alone. Defaults to
+            `False`.
+        max_new_tokens: int. New tokens of every row, in place of
+            `max_length`. Defaults to `None`.
+        sampler: a name or a `keras_hub.samplers.Sampler` for this call.
+            Defaults to `None`: the one of `compile`.
+        temperature: float. Of the sampler in this call. Defaults to
+            `None`: the sampler's own.
+        seed: int. Makes this call's draws repeatable. Defaults to `None`.
+        state: state to go on from (see `prefill` and `load_state`); the
+            prompts are read after it, without a start token. One row
+            serves all prompts. Defaults to `None`.
+        return_state: bool. Also return the state after the last token of
+            each row, a stop token not included. Defaults to `False`.
+
+    Returns:
+        What went in, continued: a string, a list, or a dict of
+        `"token_ids"` and `"padding_mask"`. For messages the reply alone,
+        without the token that stopped it. With `return_state=True`
+        `(outputs, state)`.
+
+    Raises:
+        ValueError: for empty prompts, both lengths, a temperature that
+            is not above 0, and states together with samplers that choose
+            among whole texts, or with a `tf.data.Dataset`.
+
+    Example:
+    ```python
+    model.generate("ROMEO:", max_new_tokens=20, temperature=0.8, seed=1)
+    ```
+    """
     sampler = call_sampler(model, sampler, temperature, seed)
     stop_token_ids = find_stop_token_ids(model, stop_token_ids)
     _check_lengths(max_length, max_new_tokens)
@@ -166,16 +254,46 @@ def _join_batches(outputs, is_scalar):
 def generate_stream(
     model,
     inputs,
-    max_length,
-    stop_token_ids,
-    max_new_tokens,
-    sampler,
-    temperature,
-    seed,
-    state,
-    return_state,
+    max_length=None,
+    stop_token_ids="auto",
+    max_new_tokens=None,
+    sampler=None,
+    temperature=None,
+    seed=None,
+    state=None,
+    return_state=False,
 ):
-    """See `GriffinCausalLM.generate_stream`."""
+    """Generates text for one prompt, and yields it as it is made.
+
+    Args:
+        model: a `GriffinCausalLM`.
+        inputs: str, or messages that end with the user's. The prompt.
+        max_length: see `generate`.
+        stop_token_ids: see `generate`.
+        max_new_tokens: see `generate`.
+        sampler: see `generate`.
+        temperature: see `generate`.
+        seed: see `generate`.
+        state: see `generate`.
+        return_state: bool. Also yield the state after all tokens so far,
+            with an empty text where no character is complete. Defaults
+            to `False`.
+
+    Yields:
+        str: pieces of text, of some tokens each; a character whose bytes
+        are not all there yet waits for them. With `return_state=True`
+        `(text, state)`.
+
+    Raises:
+        ValueError: without a preprocessor, for a prompt that is not a
+            string, and for samplers that choose among whole texts.
+
+    Example:
+    ```python
+    for piece in model.generate_stream("ROMEO:", max_new_tokens=20):
+        print(piece, end="", flush=True)
+    ```
+    """
     is_prompt = isinstance(inputs, str) or chat_template.is_conversation(inputs)
     if model.preprocessor is None or not is_prompt:
         raise ValueError(

@@ -92,8 +92,48 @@ def _flat(state):
     }
 
 
-def export_steps(model, folder, format, batch_size, prompt_length, max_length):
-    """See `GriffinCausalLM.export_steps`."""
+def export_steps(
+    model,
+    folder,
+    format="tf_saved_model",
+    batch_size=1,
+    prompt_length=64,
+    max_length=None,
+):
+    """Writes a prefill and a decode step that run without this package.
+
+    Both take and give a dict of arrays. `"token_ids"`
+    `(batch_size, prompt_length)` or `(batch_size, 1)`; for the prefill
+    `"padding_mask"` of the same shape, bool, with the pads last; and the
+    state, every array of which is zeros at first: what one call gives,
+    the next one takes.
+    `"logits"` `(batch_size, vocabulary_size)` are of the token after each
+    row's last real one. A long prompt is read in several calls. ONNX
+    knows outputs by their order: sorted by name.
+    `benchmarks/speed/exported_generation.py` generates from the files.
+
+    Args:
+        model: a `GriffinCausalLM`.
+        folder: str or path. Gets `prefill` and `decode_step`, with the
+            ending `.onnx` or `.pt2` in these formats.
+        format: `"tf_saved_model"` (on JAX and TensorFlow), `"onnx"` or
+            `"torch"` (on PyTorch); see `keras.Model.export`. Defaults to
+            `"tf_saved_model"`.
+        batch_size: int. Rows of every call. Defaults to `1`.
+        prompt_length: int. Columns of the prefill. Defaults to `64`.
+        max_length: int. Tokens that a row may have, where there is global
+            attention. Defaults to `None`.
+
+    Raises:
+        ValueError: for a format that Keras cannot write on this backend,
+            or not in the model's dtype.
+
+    Example:
+    ```python
+    # On PyTorch; on JAX and TensorFlow leave `format` out.
+    model.export_steps("exported", format="torch", prompt_length=16)
+    ```
+    """
     backend = keras.config.backend()
     ending, backends = EXPORT_ENDINGS.get(format, ("", ()))
     if backend not in backends:

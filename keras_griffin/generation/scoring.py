@@ -14,8 +14,39 @@ from keras_griffin.training.chunked_cross_entropy import MAX_LOGITS
 SCORE_CHUNK = 256
 
 
-def score(model, inputs, state, return_greedy):
-    """See `GriffinCausalLM.score`."""
+def score(model, inputs, state=None, return_greedy=False):
+    """Log-probability of every token, given those before it in its row.
+
+    Long rows are read in pieces: memory does not grow with them.
+
+    Args:
+        model: a `GriffinCausalLM`.
+        inputs: str or list of str; without a preprocessor a dict of
+            `"token_ids"` and optionally `"padding_mask"`,
+            `(batch, time)`.
+        state: state to go on from (see `prefill`); rows are read after
+            it, without a start token. What it expects of a row's first
+            token it does not tell: begin with the last token that it has
+            not read. One row serves all. Defaults to `None`.
+        return_greedy: bool. Also return where the token is the likeliest,
+            as bools of the same shape. Defaults to `False`.
+
+    Returns:
+        For text a float32 array `(tokens,)`, or a list of them: the
+        natural logarithm for each of the tokenizer's tokens (the first
+        one's is 0 if there is no start token). For ids an array
+        `(batch, time)`, 0 at pads and at each row's first token. With
+        `return_greedy=True` `(scores, is_greedy)`, which is true where
+        the score is 0 for these reasons.
+
+    Raises:
+        ValueError: for rows without a token, and a state of other rows.
+
+    Example:
+    ```python
+    model.score("To be, or not to be").sum()
+    ```
+    """
     if model.preprocessor is None or isinstance(inputs, dict):
         prompts = make_prompts(model, inputs, None, None, None)
         scores, is_greedy = _score_rows(model, prompts.arrays(), state)

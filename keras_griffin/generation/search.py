@@ -32,7 +32,17 @@ def _search_loop(model, sampler, stop_token_ids, inputs):
 
 
 def generate_step(model, inputs, stop_token_ids, sampler):
-    """See `GriffinCausalLM.generate_step`."""
+    """Prefill and search on the arrays of `Prompts.loop_inputs`.
+
+    Args:
+        model: a `GriffinCausalLM`.
+        inputs: dict from `Prompts.loop_inputs`.
+        stop_token_ids: tuple of ids, or `None`.
+        sampler: a beam or contrastive sampler.
+
+    Returns:
+        `(batch, width)` ids; the last `max(num_steps)` are new.
+    """
     batch, width = ops.shape(inputs["buffer"])
     limit = inputs["num_steps"]
     start = width - ops.max(limit)

@@ -23,8 +23,26 @@ def repeat_rows(state, batch_size):
     )
 
 
-def save_state(state, path):
-    """Writes a state to a `.npz` file."""
+def save_state(model, state, path):
+    """Writes a state to a file, to go on from it later or elsewhere.
+
+    Its size does not depend on how many tokens were read (see
+    `keras-griffin info`).
+
+    Args:
+        model: a `GriffinCausalLM`.
+        state: from `prefill`, `decode_step` or `generate`.
+        path: str or path. The `.npz` file.
+
+    Example:
+    ```python
+    ids = {"token_ids": np.array([[5, 6, 7, 8]])}
+    _, state = model.prefill(ids)
+    model.save_state(state, "prompt.npz")
+    state = model.load_state("prompt.npz")
+    model.generate(["To", "Not"], state=state, max_new_tokens=20)
+    ```
+    """
     with open(path, "wb") as file:
         np.savez(
             file,
@@ -36,8 +54,20 @@ def save_state(state, path):
         )
 
 
-def load_state(path, like):
-    """Reads a state whose arrays have names and dtypes of those in `like`."""
+def load_state(model, path):
+    """Reads a state that `save_state` wrote, with the same weights.
+
+    Args:
+        model: a `GriffinCausalLM`.
+        path: str or path.
+
+    Returns:
+        The state.
+
+    Raises:
+        ValueError: for a file that is not a state of this model.
+    """
+    like = model.init_state(1, max_length=1)
     leaves = _named_leaves(like)
     try:
         with np.load(path) as file:

@@ -167,6 +167,14 @@ class GriffinBackbone(Backbone):
         self.embedding_scale = 1.0
         if scale_embeddings:
             self.embedding_scale = float(ml_dtypes.bfloat16(hidden_dim**0.5))
+        inputs, x = self._functional_model()
+        super().__init__(inputs=inputs, outputs=x, dtype=dtype, **kwargs)
+
+        # === Config ===
+        for name, value in arguments.items():
+            setattr(self, name, value)
+
+    def _functional_model(self):
         inputs = {
             name: keras.Input((None,), dtype="int32", name=name)
             for name in ("token_ids", "padding_mask")
@@ -176,11 +184,7 @@ class GriffinBackbone(Backbone):
         for block in self.blocks:
             x = block(x, positions=positions)
         x = self._restore_rows(self.final_norm(x), place)
-        super().__init__(inputs=inputs, outputs=x, dtype=dtype, **kwargs)
-
-        # === Config ===
-        for name, value in arguments.items():
-            setattr(self, name, value)
+        return inputs, x
 
     @classmethod
     def from_preset(cls, preset, load_weights=True, **kwargs):
@@ -217,33 +221,8 @@ class GriffinBackbone(Backbone):
             super().save_to_preset, preset_dir, self, max_shard_size
         )
 
-    def export_to_transformers(self, path, max_shard_size=5):
-        """Writes the backbone alone in Hugging Face's format.
-
-        See `GriffinCausalLM.export_to_transformers`.
-
-        Args:
-            path: str or path. A new or empty folder.
-            max_shard_size: int or float. Defaults to `5` [GB].
-
-        Raises:
-            ValueError: as `GriffinCausalLM.export_to_transformers`.
-        """
-        exporting.export_to_transformers(path, self, None, max_shard_size)
-
-    def export_to_deepmind(self, path, framework="flax"):
-        """Writes the backbone alone as an archive of DeepMind's.
-
-        See `GriffinCausalLM.export_to_deepmind`.
-
-        Args:
-            path: str or path. A new or empty folder.
-            framework: `"flax"` or `"torch"`. Defaults to `"flax"`.
-
-        Raises:
-            ValueError: as `GriffinCausalLM.export_to_deepmind`.
-        """
-        exporting.export_to_deepmind(path, self, None, framework)
+    export_to_transformers = exporting.export_to_transformers
+    export_to_deepmind = exporting.export_to_deepmind
 
     @staticmethod
     def get_layout_map(device_mesh, fully_sharded=True):

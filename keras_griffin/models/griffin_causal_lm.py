@@ -17,10 +17,9 @@ from keras_griffin.generation import prompts
 from keras_griffin.generation import sampling
 from keras_griffin.generation import scoring
 from keras_griffin.generation import search
+from keras_griffin.generation import state_files
 from keras_griffin.generation.chat_session import ChatSession
 from keras_griffin.generation.compiled_functions import CompiledFunctions
-from keras_griffin.generation.state_files import load_state
-from keras_griffin.generation.state_files import save_state
 from keras_griffin.layers.input_checks import check_inputs
 from keras_griffin.layers.input_checks import check_names
 from keras_griffin.models.griffin_backbone import GriffinBackbone
@@ -191,77 +190,8 @@ class GriffinCausalLM(CausalLM):
             super().save_to_preset, preset_dir, self.backbone, max_shard_size
         )
 
-    def export_to_transformers(self, path, max_shard_size=5):
-        """Writes a folder that transformers loads as RecurrentGemma.
-
-        config.json, safetensors in the weights' own dtype and, with a
-        preprocessor, the tokenizer. `from_preset` reads it back bit for bit.
-        transformers counts a token itself into its window, so that config.json
-        has `attention_window_size + 1`: then its logits are this model's.
-
-        Args:
-            path: str or path. A new or empty folder. It appears when all is
-                written, or not at all.
-            max_shard_size: int or float. A weight file's largest size.
-                Defaults to `5` [GB].
-
-        Raises:
-            ImportError: if safetensors is not installed.
-            ValueError: if transformers cannot express the model (the message
-                says what), a weight is quantized, or the folder holds files.
-
-        Example:
-        ```python
-        import transformers
-
-        backbone = keras_griffin.GriffinBackbone(
-            vocabulary_size=256,
-            num_layers=3,
-            hidden_dim=64,
-            intermediate_dim=192,
-            num_query_heads=4,
-            num_gate_blocks=4,
-            # What transformers' RecurrentGemma always has:
-            scale_embeddings=True,
-            final_logit_soft_cap=30.0,
-        )
-        model = keras_griffin.GriffinCausalLM(backbone)
-        model.export_to_transformers("./my_recurrent_gemma")
-        transformers.AutoModelForCausalLM.from_pretrained(
-            "./my_recurrent_gemma"
-        )
-        ```
-        """
-        exporting.export_to_transformers(
-            path, self.backbone, self.preprocessor, max_shard_size
-        )
-
-    def export_to_deepmind(self, path, framework="flax"):
-        """Writes an archive as Google's on Kaggle, for DeepMind's own code.
-
-        `model/` by orbax or `model.pt`, in the weights' own dtype, and with a
-        preprocessor `tokenizer.model`. `keras_griffin.json` keeps what such an
-        archive does not tell; the model card has DeepMind's `GriffinConfig`.
-        Takes as much memory again as the weights.
-
-        Args:
-            path: str or path. A new or empty folder. It appears when all is
-                written, or not at all.
-            framework: `"flax"` or `"torch"`. Defaults to `"flax"`.
-
-        Raises:
-            ImportError: if orbax-checkpoint or torch is not installed.
-            ValueError: if DeepMind's code cannot express the model (the
-                message says what), a weight is quantized, or the folder holds
-                files.
-
-        Example:
-        ```python
-        model.export_to_deepmind("./my_archive", framework="torch")
-        ```
-        """
-        tokenizer = self.preprocessor and self.preprocessor.tokenizer
-        exporting.export_to_deepmind(path, self.backbone, tokenizer, framework)
+    export_to_transformers = exporting.export_to_transformers
+    export_to_deepmind = exporting.export_to_deepmind
 
     # PyTorch's `parameters()`, and what DistributedDataParallel looks at.
     def named_parameters(self, *args, **kwargs):
@@ -447,6 +377,20 @@ class GriffinCausalLM(CausalLM):
             self, self._call
         )
 
+    # Weights that came or went since the last step need another function.
+
+    def make_train_function(self, *args, **kwargs):
+        self._functions.forget_stale()
+        return super().make_train_function(*args, **kwargs)
+
+    def make_test_function(self, *args, **kwargs):
+        self._functions.forget_stale()
+        return super().make_test_function(*args, **kwargs)
+
+    def make_predict_function(self, *args, **kwargs):
+        self._functions.forget_stale()
+        return super().make_predict_function(*args, **kwargs)
+
     def quantize(self, mode=None, config=None, filters=None, **kwargs):
         """Quantizes the dense layers and, to int8 and int4, the embedding.
 
@@ -484,183 +428,21 @@ class GriffinCausalLM(CausalLM):
     def get_quantization_layer_structure(self, mode=None):
         return self.backbone.get_quantization_layer_structure(mode)
 
-    # === State ===
+    # === Generation: each is a function of the model, documented there ===
+
+    prefill = decoding.prefill
+    decode_step = decoding.decode_step
+    generate = decoding.generate
+    generate_stream = decoding.generate_stream
+    generate_step = search.generate_step
+    score = scoring.score
+    save_state = state_files.save_state
+    load_state = state_files.load_state
+    export_steps = exported_steps.export_steps
 
     def init_state(self, batch_size, max_length=None):
         """Returns a fresh state. See `GriffinBackbone.init_state`."""
         return self.backbone.init_state(batch_size, max_length)
-
-    def prefill(self, inputs, state=None):
-        """Reads tokens and returns what comes next, with the state after them.
-
-        Two calls over the parts of a text equal one over the whole, so that a
-        prompt of any length can be read in pieces.
-
-        Args:
-            inputs: dict of `"token_ids"` and optionally `"padding_mask"`,
-                both `(batch, time)`; numbers in the mask are documents, as of
-                a call of `GriffinBackbone`, and bools are not.
-            state: from an earlier call. `None`: a fresh state (which global
-                attention can't have: use `init_state`). Defaults to `None`.
-
-        Returns:
-            `(logits, state)`: `(batch, vocabulary_size)` float32 logits of
-            the token after each row's last real one, and the state. A row of
-            pads alone keeps its state, and its logits have no meaning.
-
-        Raises:
-            ValueError: for inputs of a wrong shape or ids out of the
-                vocabulary.
-
-        Example:
-        ```python
-        ids = np.array([[5, 6, 7, 8]])
-        logits, state = model.prefill({"token_ids": ids})
-        logits, state = model.decode_step(np.array([9]), state)
-        ```
-        """
-        return decoding.prefill(self, inputs, state)
-
-    def save_state(self, state, path):
-        """Writes a state to a file, to go on from it later or elsewhere.
-
-        Its size does not depend on how many tokens were read (see
-        `keras-griffin info`).
-
-        Args:
-            state: from `prefill`, `decode_step` or `generate`.
-            path: str or path. The `.npz` file.
-
-        Example:
-        ```python
-        ids = {"token_ids": np.array([[5, 6, 7, 8]])}
-        _, state = model.prefill(ids)
-        model.save_state(state, "prompt.npz")
-        state = model.load_state("prompt.npz")
-        model.generate(["To", "Not"], state=state, max_new_tokens=20)
-        ```
-        """
-        save_state(state, path)
-
-    def load_state(self, path):
-        """Reads a state that `save_state` wrote, with the same weights.
-
-        Args:
-            path: str or path.
-
-        Returns:
-            The state.
-
-        Raises:
-            ValueError: for a file that is not a state of this model.
-        """
-        return load_state(path, self.init_state(1, max_length=1))
-
-    def decode_step(self, token_ids, state):
-        """Reads one token a row: logits of the next one, and the new state.
-
-        Args:
-            token_ids: `(batch,)` int.
-            state: from `prefill`, `init_state` or an earlier step.
-
-        Returns:
-            `(logits, state)`: `(batch, vocabulary_size)` float32, and the
-            state. The given state stays valid.
-
-        Raises:
-            ValueError: if `token_ids` is not of rank 1.
-        """
-        return decoding.decode_step(self, token_ids, state)
-
-    # Weights that came or went since the last step need another function.
-
-    def make_train_function(self, *args, **kwargs):
-        self._functions.forget_stale()
-        return super().make_train_function(*args, **kwargs)
-
-    def make_test_function(self, *args, **kwargs):
-        self._functions.forget_stale()
-        return super().make_test_function(*args, **kwargs)
-
-    def make_predict_function(self, *args, **kwargs):
-        self._functions.forget_stale()
-        return super().make_predict_function(*args, **kwargs)
-
-    # === Generation ===
-
-    def generate(
-        self,
-        inputs,
-        max_length=None,
-        stop_token_ids="auto",
-        strip_prompt=False,
-        max_new_tokens=None,
-        sampler=None,
-        temperature=None,
-        seed=None,
-        state=None,
-        return_state=False,
-    ):
-        """Generates text, or token ids without a preprocessor.
-
-        Other lengths, stop ids and settings of a sampler run what is compiled
-        already; another kind of sampler compiles once.
-
-        Args:
-            inputs: str, list of str or a `tf.data.Dataset` of them; or, where
-                the preprocessor has a `turn_format`, a list of messages that
-                ends with the user's, or a list of such lists. Without a
-                preprocessor a dict of `"token_ids"` and `"padding_mask"`
-                `(batch, max_length)`, the room included.
-            max_length: int. Tokens of prompt and text together. Defaults to
-                the preprocessor's `sequence_length`.
-            stop_token_ids: `"auto"` (the tokenizer's end token, and
-                `<end_of_turn>` where there is a `turn_format`), a sequence of
-                ids any of which ends a row, or `None`. Defaults to `"auto"`.
-            strip_prompt: bool. Return the new tokens alone. Defaults to
-                `False`.
-            max_new_tokens: int. New tokens of every row, in place of
-                `max_length`. Defaults to `None`.
-            sampler: a name or a `keras_hub.samplers.Sampler` for this call.
-                Defaults to `None`: the one of `compile`.
-            temperature: float. Of the sampler in this call. Defaults to
-                `None`: the sampler's own.
-            seed: int. Makes this call's draws repeatable. Defaults to `None`.
-            state: state to go on from (see `prefill` and `load_state`); the
-                prompts are read after it, without a start token. One row
-                serves all prompts. Defaults to `None`.
-            return_state: bool. Also return the state after the last token of
-                each row, a stop token not included. Defaults to `False`.
-
-        Returns:
-            What went in, continued: a string, a list, or a dict of
-            `"token_ids"` and `"padding_mask"`. For messages the reply alone,
-            without the token that stopped it. With `return_state=True`
-            `(outputs, state)`.
-
-        Raises:
-            ValueError: for empty prompts, both lengths, a temperature that
-                is not above 0, and states together with samplers that choose
-                among whole texts, or with a `tf.data.Dataset`.
-
-        Example:
-        ```python
-        model.generate("ROMEO:", max_new_tokens=20, temperature=0.8, seed=1)
-        ```
-        """
-        return decoding.generate(
-            self,
-            inputs,
-            max_length,
-            stop_token_ids,
-            strip_prompt,
-            max_new_tokens,
-            sampler,
-            temperature,
-            seed,
-            state,
-            return_state,
-        )
 
     def make_generate_function(self):
         """Returns the function of token ids that KerasHub knows."""
@@ -675,164 +457,6 @@ class GriffinCausalLM(CausalLM):
 
         return generate_function
 
-    def generate_step(self, inputs, stop_token_ids, sampler):
-        """Prefill and search on the arrays of `Prompts.loop_inputs`.
-
-        Args:
-            inputs: dict from `Prompts.loop_inputs`.
-            stop_token_ids: tuple of ids, or `None`.
-            sampler: a beam or contrastive sampler.
-
-        Returns:
-            `(batch, width)` ids; the last `max(num_steps)` are new.
-        """
-        return search.generate_step(self, inputs, stop_token_ids, sampler)
-
-    def generate_stream(
-        self,
-        inputs,
-        max_length=None,
-        stop_token_ids="auto",
-        max_new_tokens=None,
-        sampler=None,
-        temperature=None,
-        seed=None,
-        state=None,
-        return_state=False,
-    ):
-        """Generates text for one prompt, and yields it as it is made.
-
-        Args:
-            inputs: str, or messages that end with the user's. The prompt.
-            max_length: see `generate`.
-            stop_token_ids: see `generate`.
-            max_new_tokens: see `generate`.
-            sampler: see `generate`.
-            temperature: see `generate`.
-            seed: see `generate`.
-            state: see `generate`.
-            return_state: bool. Also yield the state after all tokens so far,
-                with an empty text where no character is complete. Defaults
-                to `False`.
-
-        Yields:
-            str: pieces of text, of some tokens each; a character whose bytes
-            are not all there yet waits for them. With `return_state=True`
-            `(text, state)`.
-
-        Raises:
-            ValueError: without a preprocessor, for a prompt that is not a
-                string, and for samplers that choose among whole texts.
-
-        Example:
-        ```python
-        for piece in model.generate_stream("ROMEO:", max_new_tokens=20):
-            print(piece, end="", flush=True)
-        ```
-        """
-        return decoding.generate_stream(
-            self,
-            inputs,
-            max_length,
-            stop_token_ids,
-            max_new_tokens,
-            sampler,
-            temperature,
-            seed,
-            state,
-            return_state,
-        )
-
     def chat(self, **options):
         """Starts a conversation that keeps its state. See `ChatSession`."""
         return ChatSession(self, **options)
-
-    # === Export ===
-
-    def export_steps(
-        self,
-        folder,
-        format="tf_saved_model",
-        batch_size=1,
-        prompt_length=64,
-        max_length=None,
-    ):
-        """Writes a prefill and a decode step that run without this package.
-
-        Both take and give a dict of arrays. `"token_ids"`
-        `(batch_size, prompt_length)` or `(batch_size, 1)`; for the prefill
-        `"padding_mask"` of the same shape, bool, with the pads last; and the
-        state, every array of which is zeros at first: what one call gives,
-        the next one takes.
-        `"logits"` `(batch_size, vocabulary_size)` are of the token after each
-        row's last real one. A long prompt is read in several calls. ONNX
-        knows outputs by their order: sorted by name.
-        `benchmarks/speed/exported_generation.py` generates from the files.
-
-        Args:
-            folder: str or path. Gets `prefill` and `decode_step`, with the
-                ending `.onnx` or `.pt2` in these formats.
-            format: `"tf_saved_model"` (on JAX and TensorFlow), `"onnx"` or
-                `"torch"` (on PyTorch); see `keras.Model.export`. Defaults to
-                `"tf_saved_model"`.
-            batch_size: int. Rows of every call. Defaults to `1`.
-            prompt_length: int. Columns of the prefill. Defaults to `64`.
-            max_length: int. Tokens that a row may have, where there is global
-                attention. Defaults to `None`.
-
-        Raises:
-            ValueError: for a format that Keras cannot write on this backend,
-                or not in the model's dtype.
-
-        Example:
-        ```python
-        # On PyTorch; on JAX and TensorFlow leave `format` out.
-        model.export_steps("exported", format="torch", prompt_length=16)
-        ```
-        """
-        exported_steps.export_steps(
-            self, folder, format, batch_size, prompt_length, max_length
-        )
-
-    # === Scores ===
-
-    def score(self, inputs, state=None, return_greedy=False):
-        """Log-probability of every token, given those before it in its row.
-
-        Long rows are read in pieces: memory does not grow with them.
-
-        Args:
-            inputs: str or list of str; without a preprocessor a dict of
-                `"token_ids"` and optionally `"padding_mask"`,
-                `(batch, time)`.
-            state: state to go on from (see `prefill`); rows are read after
-                it, without a start token. What it expects of a row's first
-                token it does not tell: begin with the last token that it has
-                not read. One row serves all. Defaults to `None`.
-            return_greedy: bool. Also return where the token is the likeliest,
-                as bools of the same shape. Defaults to `False`.
-
-        Returns:
-            For text a float32 array `(tokens,)`, or a list of them: the
-            natural logarithm for each of the tokenizer's tokens (the first
-            one's is 0 if there is no start token). For ids an array
-            `(batch, time)`, 0 at pads and at each row's first token. With
-            `return_greedy=True` `(scores, is_greedy)`, which is true where
-            the score is 0 for these reasons.
-
-        Raises:
-            ValueError: for rows without a token, and a state of other rows.
-
-        Example:
-        ```python
-        model.score("To be, or not to be").sum()
-        ```
-        """
-        return scoring.score(self, inputs, state, return_greedy)
-
-
-class _Reduction(keras.losses.Loss):
-    """What a Keras loss does with the losses of single tokens."""
-
-    def call(self, y_true, y_pred):
-        return y_pred
