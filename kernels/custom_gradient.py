@@ -114,7 +114,4 @@ def _torch(function, residuals, backward):
         def backward(ctx, *output_gradients):
             return backward(ctx.saved_tensors, output_gradients)
 
-    def call(*inputs):
-        return Call.apply(*inputs)
-
-    return call
+    return Call.apply

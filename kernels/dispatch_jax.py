@@ -6,14 +6,8 @@ over "sequence". The mesh is that of the context (`jax.set_mesh`), else that of
 `keras.distribution`, so that it may consist of devices that are not here.
 """
 
-import functools
-
 import jax
 import keras
-from jax.extend.core import Primitive
-from jax.interpreters import ad
-from jax.interpreters import batching
-from jax.interpreters import mlir
 from jax.sharding import PartitionSpec
 
 from keras_griffin.kernels.dispatch import log_once
@@ -21,113 +15,50 @@ from keras_griffin.kernels.dispatch import log_once
 AXES = ("batch", "sequence", "model")
 
 
-def by_platform(kernels, ops, *args):
-    """Runs the kernel for the platform that this is lowered for, else `ops`.
+def takes(platform, check, *args):
+    """Whether the kernel of a platform takes the case; if not, logs why.
 
-    Unlike `jax.lax.platform_dependent` it traces nothing for other platforms
-    (tracing a kernel takes a second), and knows how many devices there are.
+    To be asked before `jax.lax.platform_dependent`, which traces a kernel on
+    every platform.
 
     Args:
-        kernels: dict from a platform of JAX, `"tpu"` or `"cuda"`, to a
-            callable. Where that raises `NotImplementedError`, or where XLA
-            would have to partition it, `ops` runs; the reason is logged once.
-        ops: callable for every other platform.
-        *args: arrays, or structures of them.
+        platform: string, of JAX.
+        check: callable that raises `NotImplementedError` if the kernel does
+            not take `args`. It looks at shapes and dtypes alone.
     """
-    arrays, tree = jax.tree.flatten(args)
-
-    def flat(function):
-        def run(*arrays):
-            return jax.tree.leaves(function(*jax.tree.unflatten(tree, arrays)))
-
-        return run
-
-    results = _by_platform.bind(
-        *arrays,
-        kernels=tuple((name, flat(kernel)) for name, kernel in kernels.items()),
-        ops=flat(ops),
-    )
-    structure = jax.tree.structure(jax.eval_shape(ops, *args))
-    return jax.tree.unflatten(structure, results)
-
-
-_by_platform = Primitive("by_platform")
-_by_platform.multiple_results = True
-
-
-@_by_platform.def_impl
-def _run(*arrays, **functions):
-    return jax.jit(functools.partial(_by_platform.bind, **functions))(*arrays)
-
-
-@_by_platform.def_abstract_eval
-def _result_types(*types, kernels, ops):
-    del kernels
-    return jax.make_jaxpr(ops)(*types).out_avals
-
-
-def _batched(arrays, axes, kernels, ops):
-    def mapped(function):
-        return jax.vmap(function, in_axes=tuple(axes))
-
-    results = _by_platform.bind(
-        *arrays,
-        kernels=tuple((name, mapped(kernel)) for name, kernel in kernels),
-        ops=mapped(ops),
-    )
-    return results, (0,) * len(results)
-
-
-batching.primitive_batchers[_by_platform] = _batched
-
-
-def _derivative(primals, tangents, kernels, ops):
-    # A kernel comes with the gradient that it has; beyond that it has none.
-    del kernels
-    moving = [i for i, t in enumerate(tangents) if not isinstance(t, ad.Zero)]
-
-    def run(*values):
-        full = list(primals)
-        for i, value in zip(moving, values, strict=True):
-            full[i] = value
-        return ops(*full)
-
-    return jax.jvp(
-        run, [primals[i] for i in moving], [tangents[i] for i in moving]
-    )
-
-
-ad.primitive_jvps[_by_platform] = _derivative
-
-
-def _lower(platform, context, *arrays, kernels, ops):
-    function = ops
-    if platform in dict(kernels):
-        try:
-            _refuse_partitioning(context.module_context.axis_context)
-            jax.make_jaxpr(dict(kernels)[platform])(*context.avals_in)
-            function = dict(kernels)[platform]
-        except NotImplementedError as error:
-            log_once(f"Plain operations instead of a kernel: {error}")
-    return mlir.lower_fun(function, multiple_results=True)(context, *arrays)
-
-
-def _refuse_partitioning(axis_context):
-    devices = getattr(axis_context, "num_devices", 1)  # 1 in a shard_map
-    if devices not in (None, 1):
-        raise NotImplementedError(
-            "XLA cannot partition a kernel over several devices. Received: "
-            f"{devices} devices and no mesh. Use keras.distribution or "
-            "jax.set_mesh, or call it in a shard_map."
+    try:
+        check(*args)
+    except NotImplementedError as error:
+        log_once(
+            f"Plain operations instead of a kernel on {platform!r}: {error}"
         )
+        return False
+    return True
 
 
-for _platform in ("tpu", "cuda", None):
-    mlir.register_lowering(
-        _by_platform,
-        functools.partial(_lower, _platform),
-        platform=_platform,
-    )
+def choose(implementation, arrays):
+    """The implementation to run, and the `Mesh` to run it over or `None`.
+
+    Args:
+        implementation: string, one of `dispatch.IMPLEMENTATIONS`.
+        arrays: arrays or `None`, the first `(batch, time, width)`.
+
+    Raises:
+        NotImplementedError: if a kernel was asked for by name, and cannot be
+            divided over the devices that there are.
+    """
+    x = arrays[0]
+    if x.size == 0 or x.shape[1] == 1:
+        return "ops", None  # one update of the state: nothing for a kernel
+    try:
+        _refuse_unknown_sizes(x.shape)
+        return implementation, find_mesh(arrays)
+    except NotImplementedError as error:
+        if implementation.startswith("pallas"):
+            raise
+        if implementation == "auto":
+            log_once(f"Plain operations instead of a kernel: {error}")
+        return "ops", None
 
 
 class Mesh:
@@ -205,11 +136,15 @@ class Mesh:
         )(*arrays)
 
 
-def find_mesh():
+def find_mesh(arrays=()):
     """The `Mesh` to divide an operation over, or `None`.
 
+    Args:
+        arrays: arrays, or `None`, that the operation reads.
+
     Raises:
-        NotImplementedError: if the mesh has an axis of another name.
+        NotImplementedError: if the mesh has an axis of another name, or if
+            there is none and the arrays lie on several devices.
     """
     mesh, names = None, dict(zip(AXES, AXES, strict=True))
     context = jax.sharding.get_abstract_mesh()
@@ -224,6 +159,7 @@ def find_mesh():
         if distribution.batch_dim_name is not None:
             names["batch"] = distribution.batch_dim_name
     else:
+        _refuse_several_devices(arrays)
         return None
     manual = jax.sharding.AxisType.Manual
     free = {name for name in sizes if types.get(name) != manual}
@@ -245,6 +181,33 @@ def find_mesh():
         free,
         any(types.get(name) == jax.sharding.AxisType.Explicit for name in free),
     )
+
+
+def _refuse_unknown_sizes(shape):
+    if not all(isinstance(size, int) for size in shape):
+        raise NotImplementedError(
+            "A kernel needs sizes that are known. Received: shape="
+            f"{tuple(map(str, shape))}. Give `jax.export` numbers, or use "
+            "implementation='ops'."
+        )
+
+
+def _refuse_several_devices(arrays):
+    """XLA cannot partition a kernel.
+
+    Types tell of devices where arrays do. Those of `in_shardings` come too
+    late: there JAX itself refuses the TPU's kernels when lowering.
+    """
+    for array in arrays:
+        if array is None:
+            continue
+        devices = jax.typeof(array).sharding.mesh.size
+        if devices > 1:
+            raise NotImplementedError(
+                "XLA cannot partition a kernel over several devices. Received: "
+                f"{devices} devices and no mesh. Use keras.distribution or "
+                "jax.set_mesh, or call it in a shard_map."
+            )
 
 
 def over_sequence(axis, decay, forward, backward, multiply_add, reverse=False):

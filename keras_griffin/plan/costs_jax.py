@@ -45,6 +45,9 @@ def count_flops(jaxpr):
                 * math.prod(equation.outvars[0].aval.shape)
                 * math.prod(shape[axis] for axis in contracted)
             )
+        if equation.primitive.name == "cond":  # one branch runs
+            total += max(map(count_flops, params["branches"]))
+            continue
         times = params.get("length", 1)
         if "grid_mapping" in params:  # a Pallas kernel
             times = math.prod(params["grid_mapping"].grid)

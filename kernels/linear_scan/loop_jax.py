@@ -9,8 +9,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from keras_griffin.kernels.linear_scan.numbers import add
-from keras_griffin.kernels.linear_scan.numbers import multiply
+from keras_griffin.kernels.linear_scan.complex_arithmetic import add
+from keras_griffin.kernels.linear_scan.complex_arithmetic import multiply
 
 
 @functools.partial(jax.jit, static_argnames=("reverse", "shifted"))

@@ -9,8 +9,8 @@ once for each shape and shared by all layers.
 import tensorflow as tf
 from tensorflow.compiler.tf2xla.python import xla
 
-from keras_griffin.kernels.linear_scan.numbers import add
-from keras_griffin.kernels.linear_scan.numbers import multiply
+from keras_griffin.kernels.linear_scan.complex_arithmetic import add
+from keras_griffin.kernels.linear_scan.complex_arithmetic import multiply
 
 
 @tf.function(jit_compile=True, autograph=False, reduce_retracing=True)

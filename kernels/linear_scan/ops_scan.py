@@ -6,11 +6,12 @@ import keras
 from keras import ops
 
 from keras_griffin.kernels.custom_gradient import custom_gradient
-from keras_griffin.kernels.linear_scan.numbers import add
-from keras_griffin.kernels.linear_scan.numbers import conjugate
-from keras_griffin.kernels.linear_scan.numbers import multiply
+from keras_griffin.kernels.linear_scan.complex_arithmetic import add
+from keras_griffin.kernels.linear_scan.complex_arithmetic import conjugate
+from keras_griffin.kernels.linear_scan.complex_arithmetic import multiply
 
-_loop = importlib.import_module(
+# The backend's loop: see `make_scan`, but `x` and `a` are float32.
+loop = importlib.import_module(
     f"keras_griffin.kernels.linear_scan.loop_{keras.config.backend()}"
 ).loop
 
@@ -39,21 +40,8 @@ def make_scan(loop):
     """
 
     def scan(x, a, carry, reverse=False, shifted=False):
-        time = x[0].shape[1]  # None if unknown
-        if time == 0:
-            return x, carry
-        if time == 1:
-            dtype = x[0].dtype
-            x, a = (
-                tuple(ops.cast(part[:, 0], "float32") for part in z)
-                for z in (x, a)
-            )
-            if shifted:
-                y = add(carry, x)
-                carry = multiply(a, y)
-            else:
-                y = carry = add(multiply(a, carry), x)
-            return _cast(tuple(part[:, None] for part in y), dtype), carry
+        if x[0].shape[1] in (0, 1):
+            return run_loop(loop, x, a, carry, reverse, shifted)
         results = scans[len(x), bool(reverse), bool(shifted)](*x, *a, *carry)
         return results[: len(x)], results[len(x) :]
 
@@ -66,6 +54,23 @@ def make_scan(loop):
         for shifted in (False, True)
     }
     return scan
+
+
+def run_loop(loop, x, a, carry, reverse=False, shifted=False):
+    """The scan without a gradient; one time step is an update, not a loop."""
+    time = x[0].shape[1]  # None if unknown
+    if time == 0:
+        return x, carry
+    if time != 1:
+        return loop(x, a, carry, reverse, shifted)
+    dtype = x[0].dtype
+    x, a = (_cast([part[:, 0] for part in z], "float32") for z in (x, a))
+    if shifted:
+        y = add(carry, x)
+        carry = multiply(a, y)
+    else:
+        y = carry = add(multiply(a, carry), x)
+    return _cast([part[:, None] for part in y], dtype), carry
 
 
 def previous(y, first, reverse):
@@ -130,7 +135,7 @@ def _cut(tensors, size):
 
 def loop_in_float32(x, a, carry, reverse, shifted):
     """The backend's loop, which takes float32, on every dtype."""
-    y, carry = _loop(
+    y, carry = loop(
         _cast(x, "float32"), _cast(a, "float32"), carry, reverse, shifted
     )
     return _cast(y, x[0].dtype), carry

@@ -14,8 +14,8 @@ of 17 rows, visits all 8 memory banks; 16 would make four loads of each.
 import jax
 import jax.numpy as jnp
 
-from keras_griffin.kernels.linear_scan.numbers import add
-from keras_griffin.kernels.linear_scan.numbers import multiply
+from keras_griffin.kernels.linear_scan.complex_arithmetic import add
+from keras_griffin.kernels.linear_scan.complex_arithmetic import multiply
 from keras_griffin.kernels.pallas_compat import LANES
 from keras_griffin.kernels.pallas_compat import SUBLANES
 from keras_griffin.kernels.pallas_compat import VMEM
@@ -62,27 +62,35 @@ def scan_chunk(x, a, tile, carry, reverse=False, shifted=False):
     Returns:
         The carry after the chunk.
     """
-    steps = range(STEPS)[::-1] if reverse else range(STEPS)
 
-    def load(refs, j):
-        return tuple(ref[_step(tile, j), :] for ref in refs)
+    def place(i):
+        return _step(tile, STEPS - 1 - i if reverse else i)
 
-    def advance(h, a_j, x_j):
+    def load(refs, i):
+        return tuple(ref[place(i), :] for ref in refs)
+
+    def advance(h, a_i, x_i):
         if shifted:
-            y = add(h, x_j)
-            return y, multiply(a_j, y)
-        y = add(multiply(a_j, h), x_j)
+            y = add(h, x_i)
+            return y, multiply(a_i, y)
+        y = add(multiply(a_i, h), x_i)
         return y, y
 
     # What each segment hands on: `product * h + total` for an incoming `h`.
-    product = load(a, steps[0])
-    total = load(x, steps[0])
+    product, total = load(a, 0), load(x, 0)
     if shifted:
         total = multiply(product, total)
-    for j in steps[1:]:
-        a_j = load(a, j)
-        _, total = advance(total, a_j, load(x, j))
-        product = multiply(product, a_j)
+
+    def compose(i, segment):
+        product, total = segment
+        a_i = load(a, i)
+        _, total = advance(total, a_i, load(x, i))
+        return multiply(product, a_i), total
+
+    # Unrolled when lowering, so that it is traced once.
+    product, total = jax.lax.fori_loop(
+        1, STEPS, compose, (product, total), unroll=True
+    )
 
     # The same scan over the 8 segments. With a product of 0 at its edge it
     # needs no masks.
@@ -97,11 +105,14 @@ def scan_chunk(x, a, tile, carry, reverse=False, shifted=False):
         total = add(multiply(product, _rotate(total, forth * shift)), total)
         product = multiply(product, _rotate(product, forth * shift))
 
-    h = _select(at_edge, carry, _rotate(total, forth))
-    for j in steps:
-        y, h = advance(h, load(a, j), load(x, j))
+    def run(i, h):
+        y, h = advance(h, load(a, i), load(x, i))
         for ref, part in zip(x, y, strict=True):
-            ref[_step(tile, j), :] = part
+            ref[place(i), :] = part
+        return h
+
+    h = _select(at_edge, carry, _rotate(total, forth))
+    jax.lax.fori_loop(0, STEPS, run, h, unroll=True)
     last = slice(0, 1) if reverse else slice(SUBLANES - 1, SUBLANES)
     return tuple(part[last] for part in total)
 

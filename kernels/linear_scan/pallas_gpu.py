@@ -10,8 +10,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from keras_griffin.kernels.linear_scan.numbers import add
-from keras_griffin.kernels.linear_scan.numbers import multiply
+from keras_griffin.kernels.linear_scan.complex_arithmetic import add
+from keras_griffin.kernels.linear_scan.complex_arithmetic import multiply
 from keras_griffin.kernels.pallas_compat import pl
 from keras_griffin.kernels.pallas_compat import pltriton
 from keras_griffin.kernels.pallas_compat import result
@@ -21,9 +21,8 @@ STEPS = 16  # whose loads are issued together
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 
 
-@functools.partial(jax.jit, static_argnames=("reverse", "shifted"))
-def loop(x, a, carry, reverse, shifted):
-    """See `ops_scan.make_scan`; `y` has the dtype of `x`."""
+def check(x, a):
+    """Raises `NotImplementedError` for what the kernel does not take."""
     for part in (*x, *a):
         if part.dtype not in DTYPES:
             raise NotImplementedError(
@@ -31,9 +30,13 @@ def loop(x, a, carry, reverse, shifted):
                 f"floats. Received: {part.dtype}. Use one of these, or "
                 "implementation='ops'."
             )
+
+
+@functools.partial(jax.jit, static_argnames=("reverse", "shifted"))
+def loop(x, a, carry, reverse, shifted):
+    """See `ops_scan.make_scan`; `y` has the dtype of `x`."""
+    check(x, a)
     batch, _, width = x[0].shape
-    if batch == 0 or width == 0:
-        return x, carry
     parts = len(x)
     inputs = (*x, *a, *carry)
     results = pl.pallas_call(

@@ -27,9 +27,8 @@ MAX_CHUNKS = 4  # times 128 time steps in a grid step
 DTYPES = (jnp.float32, jnp.bfloat16)
 
 
-@functools.partial(jax.jit, static_argnames=("reverse", "shifted"))
-def loop(x, a, carry, reverse, shifted):
-    """See `ops_scan.make_scan`; `y` has the dtype of `x`."""
+def check(x, a):
+    """Raises `NotImplementedError` for what the kernel does not take."""
     for part in (*x, *a):
         if part.dtype not in DTYPES:
             raise NotImplementedError(
@@ -37,9 +36,13 @@ def loop(x, a, carry, reverse, shifted):
                 f"Received: {part.dtype}. Use one of these, or "
                 "implementation='ops'."
             )
+
+
+@functools.partial(jax.jit, static_argnames=("reverse", "shifted"))
+def loop(x, a, carry, reverse, shifted):
+    """See `ops_scan.make_scan`; `y` has the dtype of `x`."""
+    check(x, a)
     batch, time, width = x[0].shape
-    if batch == 0 or width == 0:
-        return x, carry
     tiles = _divisor(-(-width // LANES), MAX_TILES)
     chunks = _divisor(-(-time // CHUNK), MAX_CHUNKS)
     block = (1, chunks * CHUNK, tiles * LANES)

@@ -7,13 +7,12 @@ import functools
 
 import jax
 
-from keras_griffin.kernels.dispatch import log_once
-from keras_griffin.kernels.dispatch_jax import by_platform
-from keras_griffin.kernels.dispatch_jax import find_mesh
+from keras_griffin.kernels.dispatch_jax import choose
 from keras_griffin.kernels.dispatch_jax import over_sequence
-from keras_griffin.kernels.linear_scan.numbers import add
-from keras_griffin.kernels.linear_scan.numbers import conjugate
-from keras_griffin.kernels.linear_scan.numbers import multiply
+from keras_griffin.kernels.dispatch_jax import takes
+from keras_griffin.kernels.linear_scan.complex_arithmetic import add
+from keras_griffin.kernels.linear_scan.complex_arithmetic import conjugate
+from keras_griffin.kernels.linear_scan.complex_arithmetic import multiply
 from keras_griffin.kernels.linear_scan.ops_scan import loop_in_float32
 from keras_griffin.kernels.linear_scan.ops_scan import make_scan
 from keras_griffin.kernels.linear_scan.ops_scan import scan_backward
@@ -24,20 +23,11 @@ STATE = ("batch", "model")
 
 def scan_over_mesh(name, x, a, carry, reverse=False, shifted=False):
     """See `ops_scan.make_scan`; divided over the mesh, if there is one."""
+    name, mesh = choose(name, (*x, *a, *carry))
     scan = get_scan(name)
-    batch, time, width = x[0].shape
-    if time <= 1:
-        return scan(x, a, carry, reverse, shifted)
-    try:
-        mesh = find_mesh()
-    except NotImplementedError as error:
-        if name.startswith("pallas"):
-            raise
-        if name == "auto":
-            log_once(f"Plain operations instead of a kernel: {error}")
-        return get_scan("ops")(x, a, carry, reverse, shifted)
     if mesh is None:
         return scan(x, a, carry, reverse, shifted)
+    batch, time, width = x[0].shape
     split = mesh.split(batch=batch, sequence=time, model=width)
     parts = len(x)
 
@@ -65,41 +55,42 @@ def scan_over_mesh(name, x, a, carry, reverse=False, shifted=False):
 @functools.cache
 def get_scan(name):
     """The scan on one device; see `ops_scan.make_scan`."""
-    loops = {
-        "ops": loop_in_float32,
-        "pallas_tpu": _pallas_tpu_loop,
-        "pallas_gpu": _pallas_gpu_loop,
-        "auto": _auto_loop,
-    }
-    return make_scan(loops[name])
+    return make_scan(get_loop(name))
 
 
-def _pallas_tpu_loop(x, a, carry, reverse, shifted):
-    from keras_griffin.kernels.linear_scan.pallas_tpu import loop
+def get_loop(name):
+    """The loop of an implementation; see `ops_scan.make_scan`."""
+    if name == "ops":
+        return loop_in_float32
+    if name == "auto":
+        return _auto_loop
+    return _kernel(name).loop
 
-    return loop(x, a, carry, reverse, shifted)
 
-
-def _pallas_gpu_loop(x, a, carry, reverse, shifted):
-    from keras_griffin.kernels.linear_scan.pallas_gpu import loop
-
-    return loop(x, a, carry, reverse, shifted)
+def _kernel(name):
+    if name == "pallas_tpu":
+        from keras_griffin.kernels.linear_scan import pallas_tpu as kernel
+    else:
+        from keras_griffin.kernels.linear_scan import pallas_gpu as kernel
+    return kernel
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
 def _auto_loop(x, a, carry, reverse, shifted):
-    def this_way(loop):
+    def fixed(loop):
         return functools.partial(loop, reverse=reverse, shifted=shifted)
 
-    return by_platform(
-        {
-            "tpu": this_way(_pallas_tpu_loop),
-            "cuda": this_way(_pallas_gpu_loop),
-        },
-        this_way(loop_in_float32),
+    kernels = {"tpu": _kernel("pallas_tpu"), "cuda": _kernel("pallas_gpu")}
+    return jax.lax.platform_dependent(
         x,
         a,
         carry,
+        default=fixed(loop_in_float32),
+        **{
+            platform: fixed(kernel.loop)
+            for platform, kernel in kernels.items()
+            if takes(platform, kernel.check, x, a)
+        },
     )
 
 

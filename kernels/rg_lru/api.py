@@ -131,7 +131,7 @@ def rg_lru(
         from keras_griffin.kernels.rg_lru.rg_lru_jax import rg_lru_over_mesh
 
         return rg_lru_over_mesh(implementation, inputs)
-    return rg_lru_ops(inputs)
+    return rg_lru_ops(*inputs)
 
 
 def _check_inputs(inputs):

@@ -10,9 +10,11 @@ import functools
 from keras import ops
 
 from keras_griffin.kernels.custom_gradient import custom_gradient
-from keras_griffin.kernels.linear_scan.numbers import conjugate
-from keras_griffin.kernels.linear_scan.numbers import multiply
+from keras_griffin.kernels.linear_scan.complex_arithmetic import conjugate
+from keras_griffin.kernels.linear_scan.complex_arithmetic import multiply
+from keras_griffin.kernels.linear_scan.ops_scan import loop
 from keras_griffin.kernels.linear_scan.ops_scan import previous
+from keras_griffin.kernels.linear_scan.ops_scan import run_loop
 from keras_griffin.kernels.linear_scan.ops_scan import scan_ops
 
 DECAY_SCALE = 8.0  # "c" in arXiv:2402.19427, section 2.4
@@ -36,8 +38,9 @@ def make_rg_lru(forward, backward):
     """Makes the unit, with its gradient, from its two passes.
 
     Args:
-        forward: callable from `Inputs` to `(y, final_state)`, `y` in the dtype
-            of `x` and `final_state`, like `initial_state`, in float32.
+        forward: callable from the fields of `Inputs` to `(y, final_state)`,
+            `y` in the dtype of `x` and `final_state`, like `initial_state`,
+            in float32.
         backward: callable `(inputs, y, dy, d_final)` to the gradients, as
             `Inputs`, with `None` for masks.
 
@@ -52,16 +55,13 @@ def make_rg_lru(forward, backward):
         *inputs, y = kept
         return tuple(backward(Inputs(*inputs), y, *gradients))
 
-    unit = custom_gradient(
-        lambda *inputs: forward(Inputs(*inputs)), residuals, unit_backward
-    )
-    return lambda inputs: unit(*inputs)
+    return custom_gradient(forward, residuals, unit_backward)
 
 
-def forward(scan, inputs):
-    """`(y, final_state)` with a scan of `ops_scan.make_scan`."""
+def forward(scan, *inputs):
+    """`(y, final_state)` with a scan, which needs no gradient."""
+    inputs = without_pads(Inputs(*inputs))
     dtype = inputs.x.dtype
-    inputs = without_pads(inputs)
     c = coefficients(inputs)
     scale = c.m * c.i
     b = tuple(scale * x for x in c.x)
@@ -70,7 +70,10 @@ def forward(scan, inputs):
 
 
 def backward(scan, inputs, y, dy, d_last):
-    """The gradients, as `Inputs`; see `forward`."""
+    """The gradients, as `Inputs`; see `make_rg_lru`.
+
+    They can be differentiated if the scan, of `ops_scan.make_scan`, can.
+    """
     inputs = without_pads(inputs)
     y, dy = (_numbers(ops.cast(z, "float32"), inputs) for z in (y, dy))
     d_last = _numbers(d_last, inputs)
@@ -240,6 +243,8 @@ def _gate_backward(d_gate, gate, inputs, kernel, bias):
     )
 
 
+# The scan of the forward pass lies in the unit, whose gradient stands here.
 rg_lru_ops = make_rg_lru(
-    functools.partial(forward, scan_ops), functools.partial(backward, scan_ops)
+    functools.partial(forward, functools.partial(run_loop, loop)),
+    functools.partial(backward, scan_ops),
 )

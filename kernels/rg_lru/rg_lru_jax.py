@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from keras_griffin.kernels.dispatch import log_once
-from keras_griffin.kernels.dispatch_jax import by_platform
-from keras_griffin.kernels.dispatch_jax import find_mesh
+from keras_griffin.kernels.dispatch_jax import choose
 from keras_griffin.kernels.dispatch_jax import over_sequence
+from keras_griffin.kernels.dispatch_jax import takes
+from keras_griffin.kernels.linear_scan import ops_scan
+from keras_griffin.kernels.linear_scan.scan_jax import get_loop
 from keras_griffin.kernels.linear_scan.scan_jax import get_scan
 from keras_griffin.kernels.linear_scan.scan_jax import multiply_add
 from keras_griffin.kernels.linear_scan.scan_jax import scan_over_mesh
@@ -39,19 +41,10 @@ AXES = Inputs(
 
 def rg_lru_over_mesh(name, inputs):
     """`(y, final_state)`; divided over the mesh, if there is one."""
-    batch, time, _ = inputs.x.shape
-    if time <= 1:  # one update of the state: nothing for a kernel
-        return get_rg_lru("ops")(inputs)
-    try:
-        mesh = find_mesh()
-    except NotImplementedError as error:
-        if name.startswith("pallas"):
-            raise
-        if name == "auto":
-            log_once(f"Plain operations instead of a kernel: {error}")
-        return get_rg_lru("ops")(inputs)
+    name, mesh = choose(name, inputs)
     if mesh is None:
-        return get_rg_lru(name)(inputs)
+        return get_rg_lru(name)(*inputs)
+    batch, time, _ = inputs.x.shape
     blocks = inputs.recurrence_gate_kernel.shape[0]
     is_complex = inputs.phase_param is not None
     if is_complex and mesh.divides("model", 1) and mesh.divides("sequence", 1):
@@ -67,12 +60,12 @@ def rg_lru_over_mesh(name, inputs):
         split = mesh.split(batch=batch)
     else:
         # XLA divides the gates, and the scan divides its channels itself.
-        return _around_scan(name)(inputs)
+        return _around_scan(name)(*inputs)
 
     def run(*arrays):
-        inputs = Inputs(*arrays)
         if "sequence" not in split:
-            return get_rg_lru(name)(inputs)
+            return get_rg_lru(name)(*arrays)
+        inputs = Inputs(*arrays)
         unit = _over_sequence(name, split["sequence"])
         y, (last,) = unit(
             inputs._replace(initial_state=None), (inputs.initial_state,)
@@ -90,11 +83,8 @@ def get_rg_lru(name):
 
 @functools.cache
 def _around_scan(name):
-    return make_rg_lru(*_with_scan(functools.partial(scan_over_mesh, name)))
-
-
-def _with_scan(scan):
-    return (
+    scan = functools.partial(scan_over_mesh, name)
+    return make_rg_lru(
         functools.partial(ops_rg_lru.forward, scan),
         functools.partial(ops_rg_lru.backward, scan),
     )
@@ -103,41 +93,66 @@ def _with_scan(scan):
 @functools.cache
 def _passes(name):
     """`(forward, backward)` on one device."""
-    if name in ("ops", "pallas_gpu"):
-        return tuple(map(jax.jit, _with_scan(get_scan(name))))
+    if name == "auto":
+        return _auto_forward, jax.jit(_auto_backward)
     if name == "pallas_tpu":
-        return _pallas_tpu_forward, _pallas_tpu_backward
-    # On other platforms, and for what the kernel refuses, the scan chooses.
-    ops = _with_scan(get_scan("auto"))
+        from keras_griffin.kernels.rg_lru.pallas_tpu_backward import backward
+        from keras_griffin.kernels.rg_lru.pallas_tpu_forward import forward
 
-    @jax.jit
-    def forward(inputs):
-        return by_platform({"tpu": _pallas_tpu_forward}, ops[0], inputs)
-
-    @jax.jit
-    def backward(*args):
-        return by_platform({"tpu": _pallas_tpu_backward}, ops[1], *args)
-
-    return forward, backward
+        return forward, backward
+    return tuple(map(jax.jit, _around_loop(name)))
 
 
-def _pallas_tpu_forward(inputs):
-    from keras_griffin.kernels.rg_lru import pallas_tpu
+def _around_loop(name):
+    """Plain operations around the loop of an implementation.
 
-    return pallas_tpu.forward(inputs)
+    Only the backward pass is ever differentiated, for a second derivative.
+    """
+    loop = ops_scan.loop if name == "ops" else get_loop(name)
+    return (
+        functools.partial(
+            ops_rg_lru.forward, functools.partial(ops_scan.run_loop, loop)
+        ),
+        functools.partial(ops_rg_lru.backward, get_scan(name)),
+    )
 
 
-def _pallas_tpu_backward(*args):
-    from keras_griffin.kernels.rg_lru import pallas_tpu
+@jax.jit
+def _auto_forward(*inputs):
+    return _by_platform(0, Inputs(*inputs), *inputs)
 
-    return pallas_tpu.backward(*args)
+
+@jax.custom_jvp
+def _auto_backward(inputs, *others):
+    return _by_platform(1, inputs, inputs, *others)
+
+
+@_auto_backward.defjvp
+def _second_derivative(primals, tangents):
+    # The kernel has none: it is that of the plain operations.
+    return jax.jvp(_around_loop("auto")[1], primals, tangents)
+
+
+def _by_platform(which, inputs, *args):
+    """The forward pass (0) or the backward pass (1) of the platform."""
+    from keras_griffin.kernels.rg_lru.pallas_tpu_plan import make_plan
+
+    passes = _around_loop("pallas_tpu")
+    if takes("tpu", make_plan, inputs.x, inputs.recurrence_gate_kernel):
+        passes = _passes("pallas_tpu")
+    return jax.lax.platform_dependent(
+        *args,
+        tpu=passes[which],
+        cuda=_around_loop("pallas_gpu")[which],
+        default=_around_loop("ops")[which],
+    )
 
 
 def _over_sequence(name, axis):
     forward, backward = _passes(name)
 
     def run(inputs, state):
-        y, last = forward(inputs._replace(initial_state=state[0]))
+        y, last = forward(*inputs._replace(initial_state=state[0]))
         return y, (last,)
 
     def run_backward(inputs, state, y, dy, d_last):

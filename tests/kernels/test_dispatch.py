@@ -77,6 +77,35 @@ def layer_and_loss(**arguments):
     return weights, x, loss
 
 
+def test_few_frames_lie_between_the_layer_and_the_loop():
+    """Each is one more thing to read: check, mesh, gradient, pass, loop."""
+    frames = []
+
+    def look(frame, event, _):
+        file = Path(frame.f_code.co_filename)
+        if event != "call" or f"{file.stem}.{frame.f_code.co_name}" != (
+            f"loop_{keras.config.backend()}.loop"
+        ):
+            return
+        ours = []
+        while frame.f_code.co_name != "mix":
+            file = Path(frame.f_code.co_filename)
+            if {"kernels", "keras_griffin"} & set(file.parts[-3:-1]):
+                ours.append(f"{file.name}:{frame.f_code.co_name}")
+            frame = frame.f_back
+        frames.append(ours)
+
+    layer = RGLRU(12, num_gate_blocks=2)
+    layer.build((2, 7, 12))
+    sys.setprofile(look)
+    try:
+        layer(np.ones((2, 7, 12), "float32"))
+    finally:
+        sys.setprofile(None)
+    assert frames
+    assert max(map(len, frames)) <= 7, frames  # with `mix` 8
+
+
 def kernels_in(function, *arguments, platform="tpu"):
     """How many kernels are in the program for a platform that is not here."""
     import jax
@@ -225,8 +254,28 @@ def test_auto_falls_back_and_says_why_once(platform, monkeypatch, caplog):
                 lambda x: linear_scan(x, x)[0], x, platform=platform
             )
             assert count == 0
-    assert caplog.text.count("Plain operations instead of a kernel") == 1
+    said = f"Plain operations instead of a kernel on '{platform}'"
+    assert caplog.text.count(said) == 1
     assert f"Received: {x.dtype}" in caplog.text
+
+
+@needs_jax
+def test_unknown_sizes_are_plain_operations(caplog):
+    import jax
+
+    caplog.set_level("INFO", logger="keras_griffin")
+    dispatch.log_once.cache_clear()
+    (batch,) = jax.export.symbolic_shape("batch")
+    x = jax.ShapeDtypeStruct((batch, 3, 4), "float32")
+
+    def run(x, implementation="auto"):
+        return linear_scan(x, x, implementation=implementation)[0]
+
+    program = jax.export.export(jax.jit(run), platforms=["tpu"])(x)
+    assert "tpu_custom_call" not in program.mlir_module()
+    assert "needs sizes that are known" in caplog.text
+    with pytest.raises(NotImplementedError, match="known.*'batch', '3', '4'"):
+        jax.eval_shape(lambda x: run(x, "pallas_tpu"), x)
 
 
 @needs_jax

@@ -143,6 +143,21 @@ def test_flops_of_loops_and_gradients_are_counted():
     assert count_flops(backward) == 5 * 4 * product
 
 
+def test_flops_of_a_choice_are_those_of_one_branch():
+    import jax
+    import jax.numpy as jnp
+
+    from keras_griffin.plan.train_step_jax import count_flops
+
+    def run(x):
+        return jax.lax.platform_dependent(
+            x, tpu=lambda x: x @ x, default=lambda x: x @ x + 1.0
+        )
+
+    program = jax.jit(run).trace(jnp.ones((4, 4))).jaxpr
+    assert count_flops(program) == 2 * 4 * 4 * 4
+
+
 HLO = """
 HloModule jit_step, is_scheduled=true
 

@@ -119,25 +119,43 @@ def check_refusals():
     with jax.set_mesh(mesh):
         y, _ = jax.jit(linear_scan)(x, x)
         assert np.asarray(y)[0, :, 0].tolist() == [1.0, 2.0, 3.0, 4.0]
-        try:
-            linear_scan(x, x, implementation="pallas_tpu")
-        except NotImplementedError as error:
-            assert "'batch', 'model' and 'sequence'" in str(error)
-            assert "Received: ['rows']" in str(error)
-        else:
-            raise AssertionError("An unknown axis was not refused.")
+        refused(
+            lambda: linear_scan(x, x, implementation="pallas_tpu"),
+            "'batch', 'model' and 'sequence'. Received: ['rows']",
+        )
     # No mesh is known: XLA cannot divide a kernel, and it is left out.
     spec = jax.ShapeDtypeStruct(
         (8, 4, 8),
         "float32",
         sharding=NamedSharding(mesh, PartitionSpec("rows")),
     )
-    lowered = (
-        jax.jit(lambda x: linear_scan(x, x)[0])
-        .trace(spec)
-        .lower(lowering_platforms=("tpu",))
-    )
+    lowered = traced(spec).lower(lowering_platforms=("tpu",))
     assert "tpu_custom_call" not in lowered.as_text()
+    refused(lambda: traced(spec, implementation="pallas_tpu"), "no mesh")
+    # Types do not tell of `in_shardings`: JAX refuses the kernel when lowering.
+    arrays = jax.ShapeDtypeStruct(spec.shape, spec.dtype)
+    program = traced(arrays, in_shardings=spec.sharding)
+    refused(
+        lambda: program.lower(lowering_platforms=("tpu",)),
+        "cannot be automatically partitioned",
+    )
+    program.lower(lowering_platforms=("cpu",))
+
+
+def traced(x, implementation="auto", **shardings):
+    def run(x):
+        return linear_scan(x, x, implementation=implementation)[0]
+
+    return jax.jit(run, **shardings).trace(x)
+
+
+def refused(run, message):
+    try:
+        run()
+    except NotImplementedError as error:
+        assert message in str(error), error
+    else:
+        raise AssertionError(f"Not refused: {message}")
 
 
 class Messages(logging.Handler):
