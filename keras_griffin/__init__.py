@@ -1,41 +1,51 @@
 """Griffin, Hawk and RecurrentGemma in Keras 3, on JAX, TensorFlow, PyTorch."""
 
+import importlib
+import sys
 from pathlib import Path
+
+from keras_griffin.version import __version__ as __version__
 
 _HERE = Path(__file__).resolve().parent
 if not (_HERE / "kernels").is_dir():
     # A checkout: kernels/ and presets/ stand beside this folder.
     __path__.append(str(_HERE.parent))
 
-from keras_griffin.start_up import quiet_tensorflow  # noqa: E402
-from keras_griffin.start_up import started_as_command  # noqa: E402
-from keras_griffin.version import __version__ as __version__  # noqa: E402
+_CLASSES = {
+    "GriffinAdamW": "training.griffin_adam_w",
+    "GriffinBackbone": "models.griffin_backbone",
+    "GriffinCausalLM": "models.griffin_causal_lm",
+    "GriffinCausalLMPreprocessor": "models.griffin_causal_lm_preprocessor",
+    "GriffinPacker": "training.griffin_packer",
+    "GriffinTokenizer": "models.griffin_tokenizer",
+    "StatefulTrainer": "training.stateful_trainer",
+}
+_PARTS = ("distribution", "evaluation", "kernels", "layers", "training")
 
-# The command chooses a backend first, and then imports what it needs.
-if not started_as_command():
-    with quiet_tensorflow():
-        from keras_griffin import distribution as distribution
-        from keras_griffin import evaluation as evaluation
-        from keras_griffin import layers as layers
-        from keras_griffin import training as training
-        from keras_griffin.models.griffin_backbone import (
-            GriffinBackbone as GriffinBackbone,
-        )
-        from keras_griffin.models.griffin_causal_lm import (
-            GriffinCausalLM as GriffinCausalLM,
-        )
-        from keras_griffin.models.griffin_causal_lm_preprocessor import (
-            GriffinCausalLMPreprocessor as GriffinCausalLMPreprocessor,
-        )
-        from keras_griffin.models.griffin_tokenizer import (
-            GriffinTokenizer as GriffinTokenizer,
-        )
-        from keras_griffin.training.griffin_adam_w import (
-            GriffinAdamW as GriffinAdamW,
-        )
-        from keras_griffin.training.griffin_packer import (
-            GriffinPacker as GriffinPacker,
-        )
-        from keras_griffin.training.stateful_trainer import (
-            StatefulTrainer as StatefulTrainer,
-        )
+__all__ = [*_CLASSES, *_PARTS]  # noqa: PLE0604
+
+
+def _load():
+    """Imports all public names, and with them Keras and its backend."""
+    for part in _PARTS:
+        importlib.import_module(f"{__name__}.{part}")
+    for name, module in _CLASSES.items():
+        module = importlib.import_module(f"{__name__}.{module}")
+        globals()[name] = getattr(module, name)
+
+
+def __getattr__(name):
+    if name in __all__:
+        _load()
+        return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*__all__, "__version__"])
+
+
+# Keras finds the classes of a file among those that were imported: where there
+# is Keras already, `keras.saving.load_model` is to find these, too.
+if "keras" in sys.modules:
+    _load()

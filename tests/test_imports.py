@@ -14,7 +14,6 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A folder imports from itself and from those above it in this list.
 ROOMS = (
-    "start_up",
     "version",
     "keras_compat",
     "kernels",

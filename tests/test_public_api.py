@@ -51,7 +51,6 @@ def public_names(module):
         and not isinstance(value, types.ModuleType)
         # Helpers that a module imports for itself are not its names.
         and getattr(value, "__module__", "").startswith("keras_griffin.")
-        and value.__module__ != "keras_griffin.start_up"
     )
 
 

@@ -1,4 +1,4 @@
-"""`import keras_griffin`: silent, on one backend, without an accelerator."""
+"""`import keras_griffin`: at once, and its names when they are asked for."""
 
 import os
 import subprocess
@@ -7,9 +7,8 @@ import sys
 import keras
 import pytest
 
-from keras_griffin import start_up
-
-pytestmark = pytest.mark.slow
+import keras_griffin
+from support.models import tiny_model
 
 BACKEND = keras.config.backend()
 OTHERS = {"jax", "tensorflow", "torch"} - {BACKEND}
@@ -43,9 +42,9 @@ sys.meta_path[:] = [Finder if f is PathFinder else f for f in sys.meta_path]
 """
 
 
-def run_python(code, **environment):
+def run_python(code, *arguments, **environment):
     return subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", code, *map(str, arguments)],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
@@ -53,10 +52,30 @@ def run_python(code, **environment):
     )
 
 
-def test_import_prints_nothing_and_needs_no_device():
+LIGHT = """
+import sys
+import keras_griffin
+
+heavy = {"jax", "keras", "keras_hub", "numpy", "tensorflow", "torch"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+print(*dir(keras_griffin))
+"""
+
+
+@pytest.mark.backend_independent
+def test_import_imports_nothing_and_lists_public_names():
+    done = run_python(LIGHT)
+    assert (done.returncode, done.stderr) == (0, "")
+    names = done.stdout.split()
+    assert names == sorted([*keras_griffin.__all__, "__version__"])
+    assert names == dir(keras_griffin)
+
+
+def test_import_needs_no_device():
     # JAX looks for this platform when something first asks for a device.
-    done = run_python("import keras_griffin", JAX_PLATFORMS="no_such_platform")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    code = "from keras_griffin import *\nGriffinCausalLM, kernels"
+    done = run_python(code, JAX_PLATFORMS="no_such_platform")
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
 
 
 def test_one_backend_is_enough():
@@ -65,110 +84,40 @@ def test_one_backend_is_enough():
     assert done.returncode == 0, done.stderr
 
 
-QUIET = """
-import os, sys
-import keras_griffin.start_up
-{before}
-with keras_griffin.start_up.quiet_tensorflow():
-    for line in (
-        "WARNING: All log messages before absl::InitializeLog() is called",
-        "I0000 00:00:1795379651.680415    4284 port.cc:153] oneDNN custom",
-        "To enable the following instructions: AVX2",
-        "E0000 00:00:1795.680415    4284 fft.cc:1] Unable to register cuFFT",
-        "E0000 00:00:1795.680415    4284 cuda.cc:5] failed call to cuInit: x",
-        "E0000 00:00:1795.680415    4284 device.cc:2] out of memory",
-        "something else",
-    ):
-        os.write(2, line.encode() + b"\\n")
-    print("from Python", file=sys.stderr)
-    {inside}
+@pytest.mark.backend_independent
+def test_an_unknown_name():
+    with pytest.raises(AttributeError, match="no attribute 'GriffinLLM'"):
+        keras_griffin.GriffinLLM  # noqa: B018
+
+
+LOAD = """
+import sys
+{imports}
+import keras
+
+model = keras.saving.load_model(sys.argv[1])
+assert type(model).__name__ == "GriffinCausalLM"
+assert type(model.optimizer).__name__ == "GriffinAdamW"
+layer = keras.saving.load_model(sys.argv[2])
+assert type(layer.layers[-1]).__name__ == "CausalConv1D"
 """
-# In a process where `import keras_griffin` itself leaves TensorFlow alone.
-LIGHT = "import sys; sys.argv[0] = 'keras-griffin'\n"
 
 
-@pytest.mark.backend_independent
-def test_only_start_up_lines_are_dropped():
-    pytest.importorskip("tensorflow")
-    done = run_python(LIGHT + QUIET.format(before="", inside=""))
-    assert done.stderr.splitlines() == [
-        "E0000 00:00:1795.680415    4284 device.cc:2] out of memory",
-        "something else",
-        "from Python",
-    ]
-
-
-@pytest.mark.backend_independent
-def test_lines_survive_an_error():
-    code = QUIET.format(before="", inside="raise ValueError('the cause')")
-    done = run_python(LIGHT + code)
-    assert done.returncode == 1
-    assert "out of memory" in done.stderr
-    assert "the cause" in done.stderr
-
-
-@pytest.mark.backend_independent
-@pytest.mark.parametrize(
-    "before",
-    [
-        "os.environ['TF_CPP_MIN_LOG_LEVEL'] = '0'",
-        "sys.modules['tensorflow'] = sys",
-        "sys.meta_path.clear()",
-    ],
-    ids=["asked for", "imported before", "not installed"],
-)
-def test_all_lines_are_left_alone_where(before):
-    done = run_python(LIGHT + QUIET.format(before=before, inside=""))
-    assert len(done.stderr.splitlines()) == 8, done.stderr
-
-
-@pytest.mark.backend_independent
-def test_is_installed(monkeypatch):
-    assert start_up.is_installed("keras")
-    assert not start_up.is_installed("no_such_package")
-    monkeypatch.setitem(sys.modules, "keras", None)
-    assert not start_up.is_installed("keras")
-
-
-@pytest.mark.backend_independent
-def test_what_a_hook_keeps_away_is_not_installed(monkeypatch):
-    class Hook:
-        def find_spec(name, path, target=None):
-            raise ModuleNotFoundError(f"No module named '{name}'", name=name)
-
-    monkeypatch.setattr(sys, "meta_path", [Hook])
-    assert not start_up.is_installed("no_such_package")
-
-
-@pytest.mark.backend_independent
-def test_a_closed_standard_error_is_no_error():
-    code = "import os; os.close(2)\n" + QUIET.format(before="", inside="")
-    code = code.replace("os.write(2", "(lambda *_: None)(2")
-    code = code.replace('print("from Python", file=sys.stderr)', "pass")
-    done = run_python(LIGHT + code + "print('done')")
-    assert (done.returncode, done.stdout) == (0, "done\n")
-
-
-@pytest.mark.backend_independent
-@pytest.mark.parametrize(
-    "program, original, expected",
-    [
-        ("-m", ["python", "-m", "keras_griffin", "presets"], True),
-        ("-m", ["python", "-X", "dev", "-m", "keras_griffin"], True),
-        ("-m", ["python", "-m", "other", "-m", "keras_griffin"], False),
-        ("/usr/bin/keras-griffin", ["python", "x"], True),
-        ("keras-griffin.exe", ["python", "x"], True),
-        ("train.py", ["python", "train.py", "-m", "keras_griffin"], False),
-        ("", ["python"], False),
-    ],
-)
-def test_started_as_command(monkeypatch, program, original, expected):
-    monkeypatch.setattr(sys, "argv", [program])
-    monkeypatch.setattr(sys, "orig_argv", original)
-    assert start_up.started_as_command() is expected
-
-
-@pytest.mark.backend_independent
-def test_started_without_arguments_is_no_command(monkeypatch):
-    monkeypatch.setattr(sys, "argv", [])
-    assert start_up.started_as_command() is False
+def test_keras_finds_the_classes_of_its_files(tmp_path):
+    """After `import keras_griffin`, where Keras was first, or one name."""
+    model = tiny_model(num_layers=1, block_types=("recurrent",))
+    model.compile(optimizer=keras_griffin.GriffinAdamW(1e-3))
+    model.save(tmp_path / "model.keras")
+    layer = keras_griffin.layers.CausalConv1D(kernel_size=2)
+    layer = keras.Sequential([keras.Input((None, 3)), layer])
+    layer.save(tmp_path / "layer.keras")
+    files = tmp_path / "model.keras", tmp_path / "layer.keras"
+    for imports in (
+        "import keras; import keras_griffin",
+        "from keras_griffin import GriffinTokenizer",
+    ):
+        done = run_python(LOAD.format(imports=imports), *files)
+        assert done.returncode == 0, done.stderr
+    # Without either, Keras says what to do.
+    done = run_python(LOAD.format(imports="import keras_griffin"), *files)
+    assert "make sure they are all imported" in done.stderr

@@ -5,11 +5,11 @@ Keras is imported when a command needs it, after the backend is chosen.
 
 import argparse
 import contextlib
+import importlib.util
 import os
 import sys
 from pathlib import Path
 
-from keras_griffin import start_up
 from keras_griffin.checkpoints import preset_index
 
 BACKENDS = ("jax", "torch", "tensorflow")  # the order of preference
@@ -110,17 +110,25 @@ def check_has_weights(preset):
 
 @contextlib.contextmanager
 def importing_keras(backend=None):
-    """Around imports of Keras: chooses the backend, keeps TensorFlow quiet."""
+    """Around imports of Keras: chooses the backend, settles TensorFlow."""
     choose_backend(backend)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only
-    with start_up.quiet_tensorflow():
-        yield
-        _settle_tensorflow()
+    # Errors only. A few lines come before TensorFlow (2.21) reads it.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    yield
+    _settle_tensorflow()
+
+
+def is_installed(package):
+    """True if a package can be found, without importing it."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ImportError:  # kept away by an import hook
+        return False
 
 
 def choose_backend(requested):
     """Sets KERAS_BACKEND, which Keras reads when it is imported."""
-    installed = [b for b in BACKENDS if start_up.is_installed(b)]
+    installed = [b for b in BACKENDS if is_installed(b)]
     name = requested or os.environ.get("KERAS_BACKEND")
     if not name:
         if not installed:

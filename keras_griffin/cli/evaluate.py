@@ -4,7 +4,6 @@ import json
 import os
 from pathlib import Path
 
-from keras_griffin import start_up
 from keras_griffin.cli import common
 
 SUMMARY = "scores in lm-eval's tasks"
@@ -83,7 +82,7 @@ def add_arguments(parser):
 
 def run(arguments):
     common.check_has_weights(arguments.preset)
-    if not start_up.is_installed("lm_eval"):
+    if not common.is_installed("lm_eval"):
         raise common.CommandError(
             "`evaluate` needs lm-eval: pip install 'keras-griffin[eval]'"
         )

@@ -3,7 +3,6 @@
 import argparse
 import os
 
-from keras_griffin import start_up
 from keras_griffin.cli import common
 
 SUMMARY = "memory of training on a TPU slice"
@@ -99,7 +98,7 @@ def _mesh(text):
 
 def run(arguments):
     common.index_entry(arguments.preset)  # says what is wrong with it
-    if not start_up.is_installed("libtpu"):
+    if not common.is_installed("libtpu"):
         raise common.CommandError(
             "`plan` needs the TPU's compiler: pip install libtpu"
         )

@@ -22,7 +22,7 @@ def test_backend_of_this_process_may_be_named(fake):
 def test_other_backend_needs_a_new_process(fake, capsys, monkeypatch):
     other = "torch" if BACKEND != "torch" else "jax"
     monkeypatch.setenv("KERAS_BACKEND", BACKEND)  # restored afterwards
-    monkeypatch.setattr(common.start_up, "is_installed", lambda name: True)
+    monkeypatch.setattr(common, "is_installed", lambda name: True)
     arguments = ["generate", "a", "--preset", "hf://a/b", "--backend", other]
     assert main(arguments) == USAGE_ERROR
     assert f"Keras already runs on {BACKEND}" in error_line(capsys)
@@ -41,9 +41,7 @@ def test_other_backend_needs_a_new_process(fake, capsys, monkeypatch):
 def test_choice_of_the_backend(monkeypatch, installed, variable, expected):
     monkeypatch.setenv("KERAS_BACKEND", variable)
     monkeypatch.delitem(sys.modules, "keras")
-    monkeypatch.setattr(
-        common.start_up, "is_installed", lambda name: name in installed
-    )
+    monkeypatch.setattr(common, "is_installed", lambda name: name in installed)
     common.choose_backend(None)
     assert os.environ["KERAS_BACKEND"] == expected
 
@@ -62,9 +60,7 @@ def test_missing_backend(
     monkeypatch, capsys, installed, variable, requested, message
 ):
     monkeypatch.setenv("KERAS_BACKEND", variable)
-    monkeypatch.setattr(
-        common.start_up, "is_installed", lambda name: name in installed
-    )
+    monkeypatch.setattr(common, "is_installed", lambda name: name in installed)
     arguments = ["generate", "a", "--preset", "hf://a/b"]
     if requested is not None:
         arguments += ["--backend", requested]
@@ -100,3 +96,16 @@ def test_what_cannot_be_loaded_is_one_line(monkeypatch, capsys, error):
 def test_wrong_preset(capsys, arguments, message):
     assert main(arguments) == USAGE_ERROR
     assert message in error_line(capsys)
+
+
+@pytest.mark.backend_independent
+def test_is_installed(monkeypatch):
+    assert common.is_installed("keras")
+    assert not common.is_installed("no_such_package")
+
+    class Hook:
+        def find_spec(name, path, target=None):
+            raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+
+    monkeypatch.setattr(sys, "meta_path", [Hook])
+    assert not common.is_installed("no_such_package")

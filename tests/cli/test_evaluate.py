@@ -182,9 +182,9 @@ def test_the_papers_tasks_are_lm_evals():
 
 
 def test_without_lm_eval(monkeypatch, capsys):
-    is_installed = evaluate.start_up.is_installed
+    is_installed = evaluate.common.is_installed
     monkeypatch.setattr(
-        evaluate.start_up,
+        evaluate.common,
         "is_installed",
         lambda name: name != "lm_eval" and is_installed(name),
     )

@@ -1,6 +1,7 @@
 """The command as a process: help, wrong calls, exit codes."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -59,10 +60,9 @@ def test_light_commands_do_not_import_keras():
     for command in ("--help", "presets", "info"):
         arguments = [command] + ["griffin_1b"] * (command == "info")
         code = (
-            "import sys; sys.argv = ['keras-griffin']\n"
+            "import sys\n"
             "from keras_griffin.cli.main import main\n"
-            "try: main(sys.argv[1:] + "
-            f"{arguments})\n"
+            f"try: main({arguments})\n"
             "except SystemExit: pass\n"
             "print(sorted({'keras', 'numpy'} & set(sys.modules)))"
         )
@@ -80,10 +80,12 @@ def test_as_a_process(folder):
         *("--backend", BACKEND, "--seed", "1"),
         KERAS_BACKEND="",
     )
-    errors = done.stderr.splitlines()
-    if BACKEND == "tensorflow":
-        # At run time, on a CPU: which of its kernels TensorFlow does without.
-        errors = [x for x in errors if "oneDNN supports" not in x]
+    errors = [
+        line
+        for line in done.stderr.splitlines()
+        # TensorFlow's own, most of them before it reads its log level.
+        if not re.match(r"[IW]\d{4} |WARNING: All log messages before", line)
+    ]
     assert (done.returncode, errors) == (0, [])
     assert done.stdout.startswith("To be")
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from keras_griffin import start_up
+from keras_griffin.cli import common
 from keras_griffin.cli.main import USAGE_ERROR
 from keras_griffin.cli.main import main
 
@@ -21,14 +21,14 @@ pytest.importorskip("jax")
     ],
 )
 def test_mistakes_are_told_in_one_line(arguments, message, capsys, monkeypatch):
-    monkeypatch.setattr(start_up, "is_installed", lambda name: True)
+    monkeypatch.setattr(common, "is_installed", lambda name: True)
     assert main(["plan", *arguments]) == USAGE_ERROR
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
 
 
 def test_the_compiler_has_to_be_installed(capsys, monkeypatch):
-    monkeypatch.setattr(start_up, "is_installed", lambda name: False)
+    monkeypatch.setattr(common, "is_installed", lambda name: False)
     assert main(["plan", "griffin_100m"]) == USAGE_ERROR
     assert "pip install libtpu" in capsys.readouterr().err
 
