@@ -1,5 +1,6 @@
-"""What changes between versions of `jax.experimental.pallas`, in one place.
+"""What is experimental in JAX, or changes between its versions, in one place.
 
+Pallas has no home outside `jax.experimental` (jax 0.4.30 to 0.11, at least).
 Only the files named `*pallas*.py` import this one, so that a machine without
 JAX never does.
 """
@@ -38,6 +39,10 @@ def rotate(rows, shift):
 
 
 def result(shape, dtype, inputs):
-    """A result of a kernel: in a `shard_map` it varies as all inputs do."""
+    """A result of a kernel: in a `shard_map` it varies as all inputs do.
+
+    Since jax 0.6 `pallas_call` wants to be told, and there is no public way to
+    unite the types of several arrays but an operation on all of them.
+    """
     like = jax.eval_shape(lambda *values: sum(map(jnp.sum, values)), *inputs)
     return like.update(shape=shape, dtype=dtype)

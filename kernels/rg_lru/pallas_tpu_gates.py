@@ -36,8 +36,6 @@ def _in_square(function):
 
 # sin(pi u) / u and cos(pi u)
 HALF_SINE = _in_square(lambda u: np.pi * np.sinc(u))
-
-
 HALF_COSINE = _in_square(lambda u: np.cos(np.pi * u))
 
 

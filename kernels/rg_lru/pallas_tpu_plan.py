@@ -1,4 +1,12 @@
-"""TODO"""
+"""How the TPU kernels of `rg_lru` lay out their inputs, and run over them.
+
+Both go over `(channels, batch, time)`, channels outermost, so that the gates'
+matrices are fetched once; complex numbers over `(halves of the batch, batch,
+time)`, as a gate reads other channels than it acts on. A grid step takes a
+block of time through the gates' matrix products, the element-wise equations and
+the scan, chunk by chunk. Where there are few channels, the products of the next
+chunk are issued before the vector work of this one.
+"""
 
 import math
 import typing
@@ -70,11 +78,8 @@ class Plan(typing.NamedTuple):
 def make_plan(x, kernel):
     """The layout for `x` `(batch, time, width)` and the gates' `kernel`.
 
-    Real numbers: a group is the least number of gate blocks whose channels
-    fill vregs. Complex numbers: all is one group, as a gate reads other
-    channels than it acts on. The block-diagonal matrix of a group is multiplied
-    in pieces of whole vregs: columns that need the same rows go together, and
-    what lies outside the blocks is zero.
+    Raises:
+        NotImplementedError: if the kernels do not take the case.
     """
     batch, time, channels = x.shape
     if x.dtype not in (jnp.float32, jnp.bfloat16):
@@ -82,46 +87,10 @@ def make_plan(x, kernel):
             "The TPU kernel of `rg_lru` takes float32 and bfloat16. Received: "
             f"x.dtype={x.dtype}. Use one of these, or implementation='ops'."
         )
-    blocks, rows, columns = kernel.shape
-    parts = rows // columns
-    if parts == 1:
-        units = math.lcm(columns, LANES)
-        if units > MAX_GROUP:
-            raise NotImplementedError(
-                "The TPU kernel of `rg_lru` takes gate blocks whose width and "
-                f"128 have a common multiple of at most {MAX_GROUP}. Received: "
-                f"blocks of width {columns}. Use a multiple of 16 or "
-                "implementation='ops'."
-            )
-        if units == LANES and channels % (2 * LANES) == 0:
-            units = 2 * LANES
-        blocks, gap = units // columns, 0
-    else:
-        units = -(-channels // parts // LANES) * LANES
-        if units > MAX_GROUP:
-            raise NotImplementedError(
-                "The TPU kernel of `rg_lru` takes complex units of at most "
-                f"{MAX_GROUP} numbers. Received: {channels // parts}. Use "
-                "fewer, or implementation='ops'."
-            )
-        gap = units - channels // parts
-    tiles = units // LANES
-
-    def place(channel):
-        return channel if 2 * channel < channels else channel + gap
-
-    products = []
-    for tile in range(tiles):
-        start = tile * LANES
-        used = blocks_of(start, start + LANES, columns, blocks)
-        first = place(used[0] * rows)
-        last = place((used[-1] + 1) * rows - 1) + 1
-        needed = first // LANES * LANES, -(-last // LANES) * LANES
-        if products and products[-1][0] == needed:
-            start = products.pop()[1][0]
-        products.append((needed, (start, (tile + 1) * LANES)))
-    is_loop = parts * tiles > CODE_SIZE
-    chunks = max(CODE_SIZE // (parts * tiles), 1)
+    parts = kernel.shape[1] // kernel.shape[2]
+    units, gate_blocks, gap = _make_group(parts, channels, kernel.shape)
+    is_loop = parts * units > CODE_SIZE * LANES
+    chunks = max(CODE_SIZE * LANES // (parts * units), 1)
     if is_loop:
         sequences = 4 * 2 * CHUNK * parts * units * x.dtype.itemsize
         chunks = max(min(MAX_LOOP_BYTES // sequences, MAX_LOOP), 1)
@@ -137,11 +106,66 @@ def make_plan(x, kernel):
         units=units,
         block=block,
         is_loop=is_loop,
-        products=tuple(products),
+        products=_products(units, gate_blocks, gap, channels, kernel.shape),
         dtype=x.dtype,
-        gate_blocks=blocks,
+        gate_blocks=gate_blocks,
         gap=gap,
     )
+
+
+def _make_group(parts, channels, kernel_shape):
+    """Channels that a grid step takes: `(units, gate blocks, gap)` of `Plan`.
+
+    Real numbers: the least number of gate blocks whose channels fill vregs.
+    Complex numbers: all, as a gate reads other channels than it acts on.
+    """
+    blocks, _, columns = kernel_shape
+    if parts == 1:
+        units = math.lcm(columns, LANES)
+        if units > MAX_GROUP:
+            raise NotImplementedError(
+                "The TPU kernel of `rg_lru` takes gate blocks whose width and "
+                f"128 have a common multiple of at most {MAX_GROUP}. Received: "
+                f"blocks of width {columns}. Use a multiple of 16 or "
+                "implementation='ops'."
+            )
+        if units == LANES and channels % (2 * LANES) == 0:
+            units = 2 * LANES
+        return units, units // columns, 0
+    numbers = channels // parts
+    units = -(-numbers // LANES) * LANES
+    if units > MAX_GROUP:
+        raise NotImplementedError(
+            "The TPU kernel of `rg_lru` takes complex units of at most "
+            f"{MAX_GROUP} numbers. Received: {numbers}. Use fewer, or "
+            "implementation='ops'."
+        )
+    return units, blocks, units - numbers
+
+
+def _products(units, gate_blocks, gap, channels, kernel_shape):
+    """The rectangles of a group's matrix that are multiplied.
+
+    It is block diagonal, and is multiplied in pieces of whole vregs: columns
+    that need the same rows go together, and what lies outside the blocks is
+    zero.
+    """
+    _, rows, columns = kernel_shape
+
+    def place(channel):
+        return channel if 2 * channel < channels else channel + gap
+
+    products = []
+    for start in range(0, units, LANES):
+        stop = start + LANES
+        used = blocks_of(start, stop, columns, gate_blocks)
+        first = place(used[0] * rows)
+        last = place((used[-1] + 1) * rows - 1) + 1
+        needed = first // LANES * LANES, -(-last // LANES) * LANES
+        if products and products[-1][0] == needed:
+            start = products.pop()[1][0]
+        products.append((needed, (start, stop)))
+    return tuple(products)
 
 
 def blocks_of(start, stop, columns, blocks):
@@ -166,45 +190,19 @@ def call(
     matrices its outputs. `keep` and `pad`, `(batch, 1, time)`, are sequences
     as well.
     """
-    blocks = plan.time // plan.block
-    rows = plan.batch // plan.splits
-
-    def at(i):
-        return blocks - 1 - i if reverse else i
-
-    def row(k, b):
-        return b if plan.splits == 1 else k * rows + b
-
-    def group(k):
-        return k if plan.splits == 1 else 0
-
-    def sequence(value):
-        if value.shape[1] == 1:
-            return pl.BlockSpec(
-                (1, 1, plan.block), lambda k, b, i: (row(k, b), 0, at(i))
-            )
-        return wide
-
-    wide = pl.BlockSpec(
-        (1, plan.block, plan.width),
-        lambda k, b, i: (row(k, b), at(i), group(k)),
-    )
-    state = pl.BlockSpec(
-        (1, 1, plan.width), lambda k, b, i: (row(k, b), 0, group(k))
-    )
-
-    def matrix(shape, index=group):
-        rest = (0,) * (len(shape) - 1)
-        return pl.BlockSpec((1, *shape[1:]), lambda k, b, i: (index(k), *rest))
-
+    wide, narrow, state, matrix = _block_specs(plan, reverse)
     channels = plan.groups * plan.width
     inputs = (*sequences, *matrices, *states)
     is_narrow = plan.width <= NARROW_GROUP
     return pl.pallas_call(
         kernel,
-        grid=(plan.groups * plan.splits, rows, blocks),
+        grid=(
+            plan.groups * plan.splits,
+            plan.batch // plan.splits,
+            plan.time // plan.block,
+        ),
         in_specs=[
-            *(sequence(value) for value in sequences),
+            *(narrow if v.shape[1] == 1 else wide for v in sequences),
             *(matrix(value.shape) for value in matrices),
             *(state for _ in states),
         ],
@@ -227,6 +225,37 @@ def call(
             vmem_limit_bytes=None if is_narrow else VMEM_LIMIT,
         ),
     )(*inputs)
+
+
+def _block_specs(plan, reverse):
+    """Of sequences, of sequences of one number, of states, of matrices."""
+    blocks = plan.time // plan.block
+    rows = plan.batch // plan.splits
+
+    def at(i):
+        return blocks - 1 - i if reverse else i
+
+    def row(k, b):
+        return b if plan.splits == 1 else k * rows + b
+
+    def group(k):
+        return k if plan.splits == 1 else 0
+
+    def matrix(shape, index=group):
+        rest = (0,) * (len(shape) - 1)
+        return pl.BlockSpec((1, *shape[1:]), lambda k, b, i: (index(k), *rest))
+
+    return (
+        pl.BlockSpec(
+            (1, plan.block, plan.width),
+            lambda k, b, i: (row(k, b), at(i), group(k)),
+        ),
+        pl.BlockSpec((1, 1, plan.block), lambda k, b, i: (row(k, b), 0, at(i))),
+        pl.BlockSpec(
+            (1, 1, plan.width), lambda k, b, i: (row(k, b), 0, group(k))
+        ),
+        matrix,
+    )
 
 
 def pad_channels(value, plan):
