@@ -99,6 +99,15 @@ def set_layout(variable, layout):
 # === Training ===
 
 
+def track_parameters(model):
+    """Registers the weights as they are now as PyTorch's parameters.
+
+    Keras does so once, and its `torch_params` can lie outside of what PyTorch
+    looks at. Needless when Keras registers what is added later.
+    """
+    model._track_variables()
+
+
 def build_for_training(model, batch):
     """Makes the variables of model, metrics and optimizer, as `fit` does.
 

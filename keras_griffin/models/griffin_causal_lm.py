@@ -5,6 +5,7 @@ import keras_hub
 from keras import ops
 from keras_hub.models import CausalLM
 
+from keras_griffin import keras_compat
 from keras_griffin.checkpoints import exporting
 from keras_griffin.checkpoints.preset_index import preprocessor_arguments
 from keras_griffin.checkpoints.preset_loading import find_preset
@@ -197,11 +198,9 @@ class GriffinCausalLM(CausalLM):
     def named_parameters(self, *args, **kwargs):
         # PyTorch has forgotten what came before `__init__` of `keras.Model`,
         # the backbone, and Keras does not tell it of adapters.
-        values = {variable.path: variable.value for variable in self.variables}
-        known = {id(value) for value in self.torch_params.values()}
-        if known != {id(value) for value in values.values()}:
-            self.torch_params.clear()
-            self.torch_params.update(values)
+        known = {id(value) for _, value in super().named_parameters()}
+        if known != {id(variable.value) for variable in self.variables}:
+            keras_compat.track_parameters(self)
         return super().named_parameters(*args, **kwargs)
 
     def _logits(self, hidden):
