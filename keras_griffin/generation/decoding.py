@@ -344,7 +344,9 @@ def decode(model, prompts, stop_token_ids, sampler, state, chunk):
     if state is None:
         room = bucket(int(prompts.lengths.max()) + prompts.num_steps)
         state = model.init_state(batch, max_length=room)
-    logits, state = read(model, prompts.arrays(), repeat_rows(state, batch))
+    else:
+        state = repeat_rows(state, batch)
+    logits, state = read(model, prompts.arrays(), state)
     yield np.zeros((batch, 0), "int32"), state
     loop = model._functions.with_sampler(sampler, _decode_chunk, xla=True)
     stops = ops.convert_to_tensor(_pad_stop_token_ids(stop_token_ids))

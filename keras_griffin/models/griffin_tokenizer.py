@@ -126,8 +126,10 @@ class GriffinTokenizer(SentencePieceTokenizer):
         `fit` on text fails after it (KerasHub 0.32, tensorflow-text 2.21).
         """
         tf = sys.modules.get("tensorflow")
+        if tf is None or tf.executing_eagerly():
+            return
         held = keras_compat.tensorflow_tokenizer(self)
-        if tf is None or held is None or tf.executing_eagerly():
+        if held is None:
             return
         with tf.init_scope():
             try:

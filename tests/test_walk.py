@@ -1,0 +1,43 @@
+"""How much of the package one call passes through, counted in a new process.
+
+The numbers may fall; a reason to let one rise belongs into this file.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import pytest
+
+SCRIPT = Path(__file__).parent / "support" / "walk.py"
+
+# Frames from `RGLRU.mix` to the loop over time, both included.
+FRAMES = {"jax": 8, "tensorflow": 7, "torch": 6}
+# Files and functions, on the backend where there are most.
+LIMITS = {"generate": (33, 175), "fit": (33, 142)}
+
+
+@pytest.fixture(scope="module")
+def counts():
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", SCRIPT],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("call", LIMITS)
+def test_a_call_passes_few_files_and_functions(counts, call):
+    files, functions = LIMITS[call]
+    assert counts[call]["files"] <= files, counts
+    assert counts[call]["functions"] <= functions, counts
+
+
+def test_the_loop_is_near_the_layer(counts):
+    frames = FRAMES[keras.config.backend()]
+    assert counts["generate"]["frames"] <= frames, counts
+    assert counts["fit"]["frames"] <= frames, counts
