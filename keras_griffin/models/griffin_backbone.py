@@ -139,9 +139,7 @@ class GriffinBackbone(Backbone):
     ):
         given = locals()
         quantization.check_dtype(dtype)
-        arguments = complete_arguments(
-            {name: given[name] for name in ARGUMENTS}
-        )
+        arguments = complete_arguments({n: given[n] for n in ARGUMENTS})
 
         # === Layers ===
         self._compact_rows = CompactRows(dtype=dtype, name="compact_rows")
