@@ -22,6 +22,7 @@ class CompiledFunctions:
     def __init__(self, model):
         self._model = model
         self._functions = {}
+        self._steps = {}  # of PyTorch
         self._structure = None
 
     def run(self, function, *args, xla=False):
@@ -34,19 +35,17 @@ class CompiledFunctions:
         return self._functions[function](*args)
 
     def step(self, function):
-        """`function(model, ...)` of a token, for the weights as they are now.
+        """`function(model, ...)` of a token, as part of what calls it.
 
-        Where functions are compiled it becomes part of what calls it.
+        On PyTorch, where nothing is compiled, it is recorded. `forget_stale`
+        drops what it keeps of the weights.
         """
         step = functools.partial(function, self._model)
         if keras.config.backend() != "torch" or self._model.run_eagerly:
             return step
         from keras_griffin.generation.recorded_torch import RecordedStep
 
-        self.forget_stale()
-        if function not in self._functions:
-            self._functions[function] = RecordedStep(step)
-        return self._functions[function].start()
+        return self._steps.setdefault(function, RecordedStep(step))
 
     def with_sampler(self, sampler, function, *static, xla=False):
         """A compiled `function(model, sampler, *static, ...)`.
@@ -87,18 +86,20 @@ class CompiledFunctions:
         return run_with
 
     def forget_stale(self):
-        """Drops compiled functions of weights that are no longer there.
+        """Drops what was made of weights that are no longer there.
 
         LoRA, merging and quantization of the backbone change its weights
         without telling this model, and a `tf.function` would not notice.
         """
         model = self._model
+        for step in self._steps.values():
+            step.read_weights_anew()
         structure = [(v.path, v.dtype, v.shape) for v in model.variables]
         if self._structure is None:
             self._structure = structure
         elif structure != self._structure:
             self._structure = structure
-            self._functions = {}
+            self._functions, self._steps = {}, {}
             model.train_function = None
             model.test_function = None
             model.predict_function = None

@@ -125,6 +125,7 @@ def decode_step(model, token_ids, state):
             "through `prefill`."
         )
     if keras.config.backend() == "torch":
+        model._functions.forget_stale()
         return model._functions.step(decode_token)(token_ids, state)
     return model._functions.run(decode_token, token_ids, state, xla=True)
 

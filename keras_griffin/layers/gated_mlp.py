@@ -1,8 +1,8 @@
 import keras
 from keras import ops
 
+from keras_griffin.layers.apply_dense import apply_dense
 from keras_griffin.layers.block_diagonal_dense import fan_in_normal
-from keras_griffin.layers.on_rows import on_rows
 
 
 @keras.saving.register_keras_serializable(package="keras_griffin")
@@ -68,8 +68,8 @@ class GatedMLP(keras.layers.Layer):
         self.down.build((*input_shape[:-1], self.intermediate_dim))
 
     def call(self, x):
-        gate = ops.gelu(on_rows(self.gate, x), approximate=True)
-        return on_rows(self.down, gate * on_rows(self.up, x))
+        gate = ops.gelu(apply_dense(self.gate, x), approximate=True)
+        return apply_dense(self.down, gate * apply_dense(self.up, x))
 
     def compute_output_shape(self, input_shape):
         return input_shape

@@ -1,8 +1,8 @@
 import keras
 from keras import ops
 
+from keras_griffin.layers.apply_dense import apply_dense
 from keras_griffin.layers.block_diagonal_dense import fan_in_normal
-from keras_griffin.layers.on_rows import on_rows
 from keras_griffin.layers.ring_buffer import attend_ring
 from keras_griffin.layers.ring_buffer import init_ring
 from keras_griffin.layers.ring_buffer import read_ring
@@ -154,12 +154,12 @@ class LocalMQA(TemporalLayer):
         if isinstance(time, int) and time == 0:
             return x, state and {key: state[key] for key in ("keys", "values")}
         heads = (batch, time, self.num_query_heads, self.head_dim)
-        q = ops.reshape(on_rows(self.query, x), heads)
+        q = ops.reshape(apply_dense(self.query, x), heads)
         cos, sin = self._cos_and_sin(layout.positions, x.dtype)
         q = self._rotate(q, cos[:, :, None], sin[:, :, None])
         q = q * ops.cast(self.head_dim**-0.5, q.dtype)
-        k = self._rotate(on_rows(self.key, x), cos, sin)
-        v = on_rows(self.value, x)
+        k = self._rotate(apply_dense(self.key, x), cos, sin)
+        v = apply_dense(self.value, x)
         ring, before = None, ()
         if state is not None:
             ring = write_ring(k, v, layout, state)
@@ -177,7 +177,7 @@ class LocalMQA(TemporalLayer):
         mixed = ops.reshape(
             mixed, (batch, time, self.num_query_heads * self.head_dim)
         )
-        return on_rows(self.output_dense, mixed), ring
+        return apply_dense(self.output_dense, mixed), ring
 
     def _cos_and_sin(self, positions, dtype):
         """Of the rotary angles, `(batch, time, rotated_dim / 2)`."""

@@ -1,9 +1,9 @@
 import keras
 from keras import ops
 
+from keras_griffin.layers.apply_dense import apply_dense
 from keras_griffin.layers.block_diagonal_dense import fan_in_normal
 from keras_griffin.layers.causal_conv1d import CausalConv1D
-from keras_griffin.layers.on_rows import on_rows
 from keras_griffin.layers.rglru import RGLRU
 from keras_griffin.layers.temporal_layer import TemporalLayer
 
@@ -114,10 +114,12 @@ class RecurrentBlock(TemporalLayer):
         return self.rglru.intermediates_spec((*shape[:-1], self.units))
 
     def mix(self, x, layout, state, intermediates=None):
-        gate = ops.gelu(on_rows(self.linear_y, x), approximate=True)
-        x, conv_state = self.conv.mix(on_rows(self.linear_x, x), layout, state)
+        gate = ops.gelu(apply_dense(self.linear_y, x), approximate=True)
+        x, conv_state = self.conv.mix(
+            apply_dense(self.linear_x, x), layout, state
+        )
         x, rglru_state = self.rglru.mix(x, layout, state, intermediates)
-        y = on_rows(self.linear_out, x * gate)
+        y = apply_dense(self.linear_out, x * gate)
         return y, None if state is None else {**conv_state, **rglru_state}
 
     def get_config(self):

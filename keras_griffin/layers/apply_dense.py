@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 
-def on_rows(dense, x):
+def apply_dense(dense, x):
     """Returns `dense(x)`.
 
     On JAX the tokens become the rows of one matrix: for an input of rank 3,
@@ -22,7 +22,9 @@ def on_rows(dense, x):
 
         if linear_torch.is_usable(x):
             # `dense.kernel` has LoRA's part in it.
-            y = linear_torch.linear(x, ops.convert_to_tensor(dense.kernel))
+            kernel = ops.convert_to_tensor(dense.kernel)
+            y = linear_torch.Linear.apply(x.reshape(-1, x.shape[-1]), kernel)
+            y = y.reshape(*x.shape[:-1], -1)
             return y if dense.bias is None else y + dense.bias.value
     if backend == "jax" and keras.distribution.distribution() is None:
         y = dense(ops.reshape(x, (-1, x.shape[-1])))

@@ -1,11 +1,11 @@
-"""`on_rows` is the dense layer itself, only faster."""
+"""`apply_dense` is the dense layer itself, only faster."""
 
 import keras
 import numpy as np
 import pytest
 from keras import ops
 
-from keras_griffin.layers.on_rows import on_rows
+from keras_griffin.layers.apply_dense import apply_dense
 from support.checks import assert_close
 from support.checks import to_numpy
 from support.checks import value_and_grad
@@ -44,7 +44,7 @@ def test_values_and_gradients_are_the_layers_own(shape, use_bias, lora):
 
         return value_and_grad(run, x, *weights, cotangents=[dy])
 
-    (y,), gradients = results(on_rows)
+    (y,), gradients = results(apply_dense)
     (expected,), expected_gradients = results(lambda dense, x: dense(x))
     assert_close(y, expected)
     assert len(gradients) == len(expected_gradients) > 1
@@ -58,13 +58,13 @@ def test_other_dtypes_and_quantized_layers():
     for dtype in ("bfloat16", "mixed_bfloat16"):
         dense = dense_layer(dtype=dtype)
         tensor = ops.convert_to_tensor(x, dtype="bfloat16")
-        y = on_rows(dense, tensor)
+        y = apply_dense(dense, tensor)
         assert keras.backend.standardize_dtype(y.dtype) == "bfloat16"
         assert_close(y, to_numpy(dense(tensor)), "bfloat16")
     dense = dense_layer()
     unquantized = to_numpy(dense(x))
     dense.quantize("int8")
-    y = to_numpy(on_rows(dense, ops.convert_to_tensor(x, dtype="float32")))
+    y = to_numpy(apply_dense(dense, ops.convert_to_tensor(x, dtype="float32")))
     np.testing.assert_allclose(y, to_numpy(dense(x)), rtol=1e-6)
     assert np.any(y != unquantized)
 
@@ -80,9 +80,9 @@ def test_axes_stay_apart_on_several_devices(monkeypatch):
 
     dense = Dense(3)
     x = ops.ones((2, 5, 4))
-    on_rows(dense, x)
+    apply_dense(dense, x)
     monkeypatch.setattr(keras.distribution, "distribution", lambda: object())
-    on_rows(dense, x)
+    apply_dense(dense, x)
     assert ranks == [2, 3]
 
 
@@ -100,5 +100,5 @@ def test_products_of_torch_go_to_onednn():
     assert not linear_torch.is_usable(x.double())
     assert not linear_torch.is_usable(x.to("meta"))
     with torch.profiler.profile() as profile:
-        on_rows(dense_layer(), x)
+        apply_dense(dense_layer(), x)
     assert "aten::mkldnn_linear" in {e.key for e in profile.key_averages()}
