@@ -72,38 +72,64 @@ RG_LRU_CASES = [
 ]
 
 
+# Races are looked for where chunks, masks or directions meet, which triples the
+# time. The other cases run the same kernels over fewer of them.
+RACED = {
+    "chunks and a rest",
+    "complex reverse",
+    "masks, a rest in time and channels",
+    "two chunks",
+    "complex masks and chunks",
+    "real chunks in a loop",
+}
+
+
 @pytest.fixture
-def interpreter():
+def interpreter(request):
     from jax.experimental.pallas import tpu as pltpu
 
-    # Races are looked for, scratch begins as NaN, and the parallel dimensions
-    # of the grid run in a random order.
+    # Scratch begins as NaN, and the parallel dimensions of the grid run in a
+    # random order.
+    call = getattr(request.node, "callspec", None)  # of a test with cases
+    races = call is not None and call.params["case"].why in RACED
     with pltpu.force_tpu_interpret_mode(
-        pltpu.InterpretParams(detect_races=True, random_seed=7)
+        pltpu.InterpretParams(detect_races=races, random_seed=7)
     ):
         yield
+    assert not (races and races_found())
 
 
 @needs_jax
 @pytest.mark.parametrize("case", SCAN_CASES, ids=str)
 def test_linear_scan(case, interpreter):
     assert_scan_case(case, compiled=True, implementation="pallas_tpu")
-    assert not races_found()
 
 
 @needs_jax
 @pytest.mark.parametrize("case", RG_LRU_CASES, ids=str)
 def test_rg_lru(case, interpreter):
     assert_rg_lru_case(case, compiled=True, implementation="pallas_tpu")
-    assert not races_found()
 
 
 @needs_jax
 @pytest.mark.parametrize(
     "case",
     [
-        RGLRUCase("real", 1, 256, width=192, gate_blocks=2, has_reset=True),
-        RGLRUCase("complex", 1, 256, is_complex=True, has_reset=True),
+        RGLRUCase(
+            "real chunks in a loop",
+            batch=1,
+            time=256,
+            width=192,
+            gate_blocks=2,
+            has_reset=True,
+        ),
+        RGLRUCase(
+            "complex chunks in a loop",
+            batch=1,
+            time=256,
+            is_complex=True,
+            has_reset=True,
+        ),
     ],
     ids=str,
 )
@@ -111,7 +137,6 @@ def test_rg_lru_with_a_loop_over_chunks(case, interpreter, monkeypatch):
     """As for wide groups, which are slow to interpret."""
     monkeypatch.setattr(pallas_tpu_plan, "CODE_SIZE", 1)
     assert_rg_lru_case(case, compiled=True, implementation="pallas_tpu")
-    assert not races_found()
 
 
 def races_found():
