@@ -104,7 +104,10 @@ class GriffinCausalLM(CausalLM):
     preprocessor_cls = GriffinCausalLMPreprocessor
     presets = GriffinBackbone.presets
 
-    _loss_in_pieces = False  # until `compile`
+    # Until `compile`.
+    _has_metrics = False
+    _hits_suffice = True
+    _loss_in_pieces = False
 
     def __init__(self, backbone, preprocessor=None, **kwargs):
         # === Layers ===
@@ -270,12 +273,15 @@ class GriffinCausalLM(CausalLM):
             sample_weight,
             self._has_metrics,
         )
-        if self._has_metrics:
-            # Two classes, of which the first is the right one.
-            likeliest = ops.stack([hits, 1 - hits], axis=-1)
-            super().compute_metrics(
-                None, ops.zeros_like(y), likeliest, sample_weight
-            )
+        if not self._has_metrics:
+            hits = ops.zeros_like(y)  # Keras updates an empty list, too
+        # Two classes, of which the first is the right one.
+        super().compute_metrics(
+            None,
+            ops.zeros_like(y),
+            ops.stack([hits, 1 - hits], axis=-1),
+            sample_weight,
+        )
         return loss
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
@@ -357,16 +363,22 @@ class GriffinCausalLM(CausalLM):
         self._functions = CompiledFunctions(self)
         sampling.check_sampler(self.sampler, self.backbone.vocabulary_size)
         metrics = [
-            kwargs.get("metrics") or [],
-            kwargs.get("weighted_metrics", "auto") or [],
+            kwargs.get("metrics"),
+            kwargs.get("weighted_metrics", "auto"),
         ]
-        metrics = keras.tree.flatten(metrics)
-        self._has_metrics = bool(metrics)
-        self._loss_in_pieces = all(
-            getattr(type(self), name) is getattr(GriffinCausalLM, name)
-            for name in _SEE_LOGITS
-        ) and chunked_cross_entropy.needs_no_logits(
-            self.loss, kwargs.get("loss_weights"), metrics
+        if metrics != [None, None]:  # Keras keeps those of before then
+            metrics = keras.tree.flatten([m or [] for m in metrics])
+            self._has_metrics = bool(metrics)
+            self._hits_suffice = chunked_cross_entropy.hits_suffice(metrics)
+        self._loss_in_pieces = (
+            self._hits_suffice
+            and chunked_cross_entropy.needs_no_logits(
+                self.loss, kwargs.get("loss_weights")
+            )
+            and all(
+                getattr(type(self), name) is getattr(GriffinCausalLM, name)
+                for name in _SEE_LOGITS
+            )
         )
 
     def _compile_for_strategy(self):

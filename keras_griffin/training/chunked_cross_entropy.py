@@ -16,25 +16,26 @@ MAX_LOGITS = 2**27
 _ACCURACY = ("accuracy", "acc", "auto", "sparse_categorical_accuracy", None)
 
 
-def needs_no_logits(loss, loss_weights, metrics):
-    """Whether `chunked_loss` has what a loss and metrics want to know.
-
-    Args:
-        loss: a compiled model's loss.
-        loss_weights: as of `keras.Model.compile`.
-        metrics: list of metrics and names of some. Others than the accuracy
-            of token ids want the logits.
-    """
+def needs_no_logits(loss, loss_weights):
+    """Whether `chunked_loss` computes what a model was compiled with."""
     return (
         type(loss) is keras.losses.SparseCategoricalCrossentropy
         and loss.from_logits
         and loss.ignore_class is None
         and loss_weights is None
-        and all(
-            type(metric) is keras.metrics.SparseCategoricalAccuracy
-            or metric in _ACCURACY
-            for metric in metrics
-        )
+    )
+
+
+def hits_suffice(metrics):
+    """Whether metrics look only at which tokens are likeliest.
+
+    Args:
+        metrics: list of metrics, and names of some.
+    """
+    return all(
+        type(metric) is keras.metrics.SparseCategoricalAccuracy
+        or metric in _ACCURACY
+        for metric in metrics
     )
 
 

@@ -193,6 +193,24 @@ def test_other_losses_get_all_logits():
     assert_close(np.array(loss[0]), np.mean(model.predict(x, verbose=0)))
 
 
+def test_without_metrics():
+    x, y, _ = data()
+    model = make()
+    expected = model.evaluate(x, y, verbose=0)
+    # Keras keeps the metrics of before then.
+    model.compile("sgd", weighted_metrics=None)
+    assert_close(np.array(model.evaluate(x, y, verbose=0)), np.array(expected))
+    for metrics in ([], None):
+        model.compile("sgd", weighted_metrics=metrics)
+        assert model._loss_in_pieces
+        found = model.evaluate(x, y, verbose=0)
+        assert_close(np.array(found), np.array(expected[0]))
+    never = keras_griffin.GriffinCausalLM(model.backbone, compile=False)
+    never.compile("sgd", weighted_metrics=None)
+    found = never.evaluate(x, y, verbose=0)
+    assert_close(np.array(found), np.array(expected[0]))
+
+
 def test_other_metrics_get_all_logits(monkeypatch):
     monkeypatch.setattr(chunked_cross_entropy, "MAX_LOGITS", 1)
     metrics = {
