@@ -84,7 +84,7 @@ def test_as_a_process(folder):
         line
         for line in done.stderr.splitlines()
         # TensorFlow's own, most of them before it reads its log level.
-        if not re.match(r"[IW]\d{4} |WARNING: All log messages before", line)
+        if not re.match(r"[IWE]\d{4} |WARNING: All log messages before", line)
     ]
     assert (done.returncode, errors) == (0, [])
     assert done.stdout.startswith("To be")

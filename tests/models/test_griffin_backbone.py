@@ -63,7 +63,8 @@ def test_packed_documents_equal_each_alone(backbone):
 
 def test_padding_and_packing_give_the_same_gradients():
     model = tiny_model()
-    rng = np.random.default_rng(0)
+    # A seed whose loss is large: an error is measured against it.
+    rng = np.random.default_rng(1)
     documents = [tokens(1, n, seed=n)[0] for n in (2, 9, WINDOW)]
     weights = [rng.normal(size=(len(d), VOCABULARY)) for d in documents]
 
