@@ -13,11 +13,12 @@ from keras_griffin.cli.main import main
 
 BACKEND = keras.config.backend()
 # What TensorFlow (2.21) prints before it reads its log level, or in spite of
-# it: on a machine without a GPU, and of CUDA plug-ins that come twice.
+# it: on a machine without a GPU, of CUDA plug-ins that come twice, and which
+# of its kernels it does without.
 TENSORFLOW_START = re.compile(
     r"[IW]\d{4} [\d:.]+ +\d+ \S+\.cc:\d+\] "
     r"|E\d{4} [\d:.]+ +\d+ \S+\.cc:\d+\] "
-    r"(Unable to register cu|failed call to cuInit)"
+    r"(Unable to register cu|failed call to cuInit|oneDNN supports)"
     r"|WARNING: All log messages before absl::InitializeLog\(\)"
     r"|To enable the following instructions: "
 )
