@@ -305,15 +305,24 @@ def test_shard_map():
 
 
 @only("jax")
-def test_program_does_not_grow_with_time():
+@pytest.mark.parametrize(
+    # The kernels are in it for "auto": of 512 steps at most in a grid step.
+    "implementation, short, long",
+    [("ops", 4, 4000), ("auto", 512, 4096)],
+)
+def test_program_does_not_grow_with_time(implementation, short, long):
     import jax
 
     def size(time):
         x, a = draw(1, time, 2), decays(1, time, 2)
-        loss = jax.grad(lambda x, a: ops.sum(linear_scan(x, a)[0]))
+        loss = jax.grad(
+            lambda x, a: ops.sum(
+                linear_scan(x, a, implementation=implementation)[0]
+            )
+        )
         return len(str(jax.make_jaxpr(loss)(x, a)).splitlines())
 
-    assert size(4000) == size(4)
+    assert size(long) == size(short)
 
 
 @only("torch")
