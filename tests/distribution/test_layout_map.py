@@ -150,6 +150,8 @@ def test_a_dimension_that_does_not_divide_is_refused(changes, message):
 
 
 class Weight:
+    _layout = None  # of a `keras.Variable` without a layout of its own
+
     def __init__(self, path, *shape):
         self.path, self.shape = path, shape
 

@@ -147,7 +147,7 @@ def test_flops_of_a_choice_are_those_of_one_branch():
     import jax
     import jax.numpy as jnp
 
-    from keras_griffin.plan.train_step_jax import count_flops
+    from keras_griffin.plan.costs_jax import count_flops
 
     def run(x):
         return jax.lax.platform_dependent(
