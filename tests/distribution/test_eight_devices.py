@@ -48,7 +48,7 @@ def test_losses_and_weights_are_those_of_one_device(results, name):
 def test_the_loss_in_pieces_over_batch_and_sequence(results):
     """Each device takes three pieces of its own tokens, and sends no logits."""
     assert results["cut: loops"] == 2  # forward and backward
-    logits = 4 * 5 * 64 // 2  # of a piece, and "model" divides the vocabulary
+    logits = 4 * 6 * 64 // 2  # of a piece, and "model" divides the vocabulary
     assert results["cut: largest sent"] < logits
     # Against one device with all logits at once.
     assert results["cut: loss"] < TOLERANCES["float32"].values
@@ -156,7 +156,7 @@ def test_model_parallel_sends_what_megatron_sends(results):
     activations = 0
     for _, what, shape, count in sizes(results, "model 8"):
         # For the accuracy each device tells every token its largest logit.
-        is_accuracy = shape == [8 * 32, 1, 8]
+        is_accuracy = shape == [8, 1, 32, 8]
         assert what == "all-reduce" or is_accuracy, (what, shape)
         if shape == [8, 32, 16]:
             activations += count
