@@ -52,6 +52,7 @@ def check_equal(backbone, expected):
         )
 
 
+@pytest.mark.backend_independent
 @pytest.mark.parametrize("table", [deepmind.FLAX, deepmind.TORCH])
 def test_the_table_covers_every_weight_once(table):
     backbone = make_backbone()
@@ -121,6 +122,7 @@ def test_torch_tensors(dtype):
     check_equal(backbone, source)
 
 
+@pytest.mark.backend_independent
 def test_torch_has_no_complex_recurrence():
     backbone = make_backbone(recurrence="complex")
     with pytest.raises(ValueError, match="DeepMind's PyTorch format can only"):
@@ -129,6 +131,7 @@ def test_torch_has_no_complex_recurrence():
         deepmind.load_torch_params(backbone, {})
 
 
+@pytest.mark.backend_independent
 @pytest.mark.parametrize(
     "changes",
     [
@@ -151,6 +154,7 @@ def test_config_is_inferred(changes):
     )
 
 
+@pytest.mark.backend_independent
 def test_config_of_attention_alone():
     changes = {
         "block_types": ("local_attention",) * 3,
@@ -162,6 +166,7 @@ def test_config_of_attention_alone():
     assert config == expected
 
 
+@pytest.mark.backend_independent
 def test_config_of_something_else():
     with pytest.raises(ValueError, match=r"top level \['decoder'\]"):
         infer({"params": {"decoder": {"kernel": np.zeros(2)}}})
@@ -171,6 +176,7 @@ def test_config_of_something_else():
         infer(params)
 
 
+@pytest.mark.backend_independent
 def test_a_missing_leaf_is_named():
     params = deepmind.to_flax_params(make_backbone())
     del params["blocks.0"]["recurrent_block"]["rg_lru"]["a_param"]
@@ -179,6 +185,7 @@ def test_a_missing_leaf_is_named():
         deepmind.load_flax_params(make_backbone(), params)
 
 
+@pytest.mark.backend_independent
 def test_mappings_other_than_dict():
     params = types.MappingProxyType(deepmind.to_flax_params(make_backbone()))
     backbone = make_backbone(seed=1)

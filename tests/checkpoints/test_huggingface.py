@@ -95,6 +95,7 @@ def write_shards(folder, tensors, count=3):
     (folder / "model.safetensors.index.json").write_text(text)
 
 
+@pytest.mark.backend_independent
 def test_config_of_the_hub_2b():
     assert huggingface_config.backbone_config(HUB_2B) == {
         "vocabulary_size": 256000,
@@ -118,6 +119,7 @@ def test_config_of_the_hub_2b():
     }
 
 
+@pytest.mark.backend_independent
 def test_config_in_the_new_spelling():
     config = huggingface_config.backbone_config(TINY)
     assert config["block_types"] == ("recurrent", "local_attention")
@@ -127,6 +129,7 @@ def test_config_in_the_new_spelling():
     assert config["intermediate_dim"] == 24
 
 
+@pytest.mark.backend_independent
 def test_config_fills_in_what_transformers_assumes():
     config = huggingface_config.backbone_config(
         {"model_type": "recurrent_gemma", "num_key_value_heads": 1}
@@ -139,6 +142,7 @@ def test_config_fills_in_what_transformers_assumes():
     assert config["final_logit_soft_cap"] == 30.0
 
 
+@pytest.mark.backend_independent
 @pytest.mark.parametrize(
     "name, value, argument, expected",
     [
@@ -156,6 +160,7 @@ def test_each_field_reaches_its_argument(name, value, argument, expected):
     assert config[argument] == expected
 
 
+@pytest.mark.backend_independent
 @pytest.mark.parametrize(
     "changes, match",
     [
@@ -177,12 +182,14 @@ def test_config_refusals(changes, match):
         huggingface_config.backbone_config({**HUB_2B, **changes})
 
 
+@pytest.mark.backend_independent
 def test_one_query_head_may_leave_key_value_heads_out():
     config = {**TINY, "num_attention_heads": 1}
     del config["num_key_value_heads"]
     assert huggingface_config.backbone_config(config)["head_dim"] == 16
 
 
+@pytest.mark.backend_independent
 def test_read_config(tmp_path):
     with pytest.raises(ValueError, match="must hold config.json"):
         huggingface_config.read_config(tmp_path)
@@ -197,6 +204,7 @@ def test_read_config(tmp_path):
     assert huggingface_config.read_config(tmp_path) == TINY
 
 
+@pytest.mark.backend_independent
 def test_the_table_covers_every_weight_once():
     backbone = make_backbone()
     table = weight_map.rows(huggingface_weights.HUGGINGFACE, backbone)
@@ -261,24 +269,28 @@ def check_refused(folder, error, match):
         np.testing.assert_array_equal(old, new)
 
 
+@pytest.mark.backend_independent
 def test_missing_tensor(tmp_path, tensors):
     del tensors["model.layers.1.temporal_block.q_proj.weight"]
     write(tmp_path, tensors)
     check_refused(tmp_path, ValueError, "without model.layers.1.*q_proj")
 
 
+@pytest.mark.backend_independent
 def test_missing_embedding(tmp_path, tensors):
     tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
     write(tmp_path, tensors)
     check_refused(tmp_path, ValueError, "without model.embed_tokens.weight")
 
 
+@pytest.mark.backend_independent
 def test_unknown_tensor(tmp_path, tensors):
     tensors["model.layers.2.temporal_pre_norm.weight"] = np.zeros(16, "f4")
     write(tmp_path, tensors)
     check_refused(tmp_path, ValueError, "with model.layers.2.* besides")
 
 
+@pytest.mark.backend_independent
 def test_wrong_shape(tmp_path, tensors):
     name = "model.layers.0.temporal_block.conv_1d.weight"
     tensors[name] = np.zeros((24, 1, 5), "f4")
@@ -287,12 +299,14 @@ def test_wrong_shape(tmp_path, tensors):
     check_refused(tmp_path, ValueError, match)
 
 
+@pytest.mark.backend_independent
 def test_integer_weights(tmp_path, tensors):
     tensors["model.final_norm.weight"] = np.zeros(16, "int8")
     write(tmp_path, tensors)
     check_refused(tmp_path, ValueError, "final_norm.weight as I8")
 
 
+@pytest.mark.backend_independent
 def test_nan(tmp_path, tensors):
     tensors["model.final_norm.weight"][3] = np.nan
     write(tmp_path, tensors)
@@ -300,6 +314,7 @@ def test_nan(tmp_path, tensors):
         huggingface_weights.load_weights(make_backbone(), tmp_path)
 
 
+@pytest.mark.backend_independent
 @pytest.mark.parametrize("left", [4, 50, -4])
 def test_truncated_file(tmp_path, tensors, left):
     write(tmp_path, tensors)
@@ -308,10 +323,12 @@ def test_truncated_file(tmp_path, tensors, left):
     check_refused(tmp_path, ValueError, "complete and undamaged")
 
 
+@pytest.mark.backend_independent
 def test_no_weights(tmp_path):
     check_refused(tmp_path, ValueError, "without either")
 
 
+@pytest.mark.backend_independent
 def test_missing_shard(tmp_path, tensors):
     write_shards(tmp_path, tensors)
     (tmp_path / "model-00002-of-00003.safetensors").unlink()
@@ -319,6 +336,7 @@ def test_missing_shard(tmp_path, tensors):
     check_refused(tmp_path, ValueError, match)
 
 
+@pytest.mark.backend_independent
 def test_damaged_index(tmp_path, tensors):
     write_shards(tmp_path, tensors)
     path = tmp_path / "model.safetensors.index.json"
@@ -328,6 +346,7 @@ def test_damaged_index(tmp_path, tensors):
     check_refused(tmp_path, ValueError, "under `weight_map`")
 
 
+@pytest.mark.backend_independent
 def test_tensor_in_two_shards(tmp_path, tensors):
     write_shards(tmp_path, tensors)
     first = tmp_path / "model-00001-of-00003.safetensors"
@@ -336,12 +355,14 @@ def test_tensor_in_two_shards(tmp_path, tensors):
     check_refused(tmp_path, ValueError, "in one shard only")
 
 
+@pytest.mark.backend_independent
 def test_without_safetensors(tmp_path, tensors, monkeypatch):
     write(tmp_path, tensors)
     monkeypatch.setitem(sys.modules, "safetensors", None)
     check_refused(tmp_path, ImportError, r"keras-griffin\[convert\]")
 
 
+@pytest.mark.backend_independent
 def test_complex_recurrence_cannot_be_exported():
     backbone = make_backbone(recurrence="complex")
     with pytest.raises(ValueError, match='can only hold `recurrence="real"`'):

@@ -55,6 +55,7 @@ def load(model, tensors):
     )
 
 
+@pytest.mark.backend_independent
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_layout_and_its_inverse(layout):
     ours = np.arange(np.prod(OUR_SHAPES[layout])).reshape(OUR_SHAPES[layout])
@@ -119,6 +120,7 @@ def test_a_part_does_not_keep_the_others():
     assert [reference() for reference in alive] == [None, None]
 
 
+@pytest.mark.backend_independent
 def test_missing_tensor():
     tensors = make_tensors()
     del tensors["linear"]
@@ -126,12 +128,14 @@ def test_missing_tensor():
         load(make_model(), tensors)
 
 
+@pytest.mark.backend_independent
 def test_unknown_tensor():
     tensors = {**make_tensors(), "extra": np.zeros(1)}
     with pytest.raises(ValueError, match="nothing but.*with extra besides"):
         load(make_model(), tensors)
 
 
+@pytest.mark.backend_independent
 def test_wrong_shape_of_a_part():
     tensors = {**make_tensors(), "both": np.zeros((3, 1, 1, 5))}
     match = r"both \(3, 1, 1, 5\) instead of \(2, 1, 1, 5\)"
@@ -147,12 +151,14 @@ def test_nothing_is_assigned_when_a_shape_is_wrong():
     assert not keras.ops.convert_to_numpy(model.kernel.value).any()
 
 
+@pytest.mark.backend_independent
 def test_long_lists_of_names_are_cut():
     tensors = {**make_tensors(), **{f"x{i}": np.zeros(1) for i in range(9)}}
     with pytest.raises(ValueError, match="x0, x1, x2, x3, x4 and 4 more"):
         load(make_model(), tensors)
 
 
+@pytest.mark.backend_independent
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_numbers_that_are_not_finite(value):
     tensors = make_tensors()
@@ -168,6 +174,7 @@ def test_numbers_that_overflow_the_variable():
         load(make_model("float16"), tensors)
 
 
+@pytest.mark.backend_independent
 def test_complex_recurrence_needs_rows_for_it():
     real_only = WeightMap("This format", (), (), (), ())
     backbone = types.SimpleNamespace(recurrence="complex")
@@ -205,6 +212,7 @@ def test_a_model_without_values_is_filled(dtype):
     assert (after.astype("float32") != tensors["w"].T).any()
 
 
+@pytest.mark.backend_independent
 def test_progress_is_shown_of_what_takes_long(monkeypatch, capsys):
     load(make_model(), make_tensors())
     assert capsys.readouterr().err == ""

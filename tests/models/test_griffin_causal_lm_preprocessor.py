@@ -95,6 +95,7 @@ def test_in_tf_data(preprocessor, batched):
     assert_same(outputs, arrays(preprocessor.generate_preprocess(inputs)))
 
 
+@pytest.mark.backend_independent
 def test_training_rows_are_cut_off(preprocessor, tokenizer):
     text = "a long text, " * 20
     x, y, sample_weight = arrays(preprocessor([text]))
@@ -105,6 +106,7 @@ def test_training_rows_are_cut_off(preprocessor, tokenizer):
     assert x["token_ids"].shape == y.shape == (1, 300)
 
 
+@pytest.mark.backend_independent
 @pytest.mark.parametrize("start", [False, True])
 @pytest.mark.parametrize("end", [False, True])
 def test_start_and_end_tokens(tokenizer, ids, start, end):
@@ -141,12 +143,14 @@ def test_prompts_come_back(preprocessor):
         assert preprocessor.generate_postprocess(prompts) == texts
 
 
+@pytest.mark.backend_independent
 def test_a_prompt_may_fill_the_row(preprocessor, ids):
     length = len(ids[1]) + 1
     prompts = preprocessor.generate_preprocess(TEXTS, sequence_length=length)
     assert np.asarray(prompts["token_ids"]).shape == (2, length)
 
 
+@pytest.mark.backend_independent
 @pytest.mark.parametrize("start", [False, True])
 def test_a_prompt_that_is_too_long_is_refused(tokenizer, ids, start):
     preprocessor = GriffinCausalLMPreprocessor(
@@ -166,6 +170,7 @@ def test_a_prompt_that_is_too_long_is_refused(tokenizer, ids, start):
         preprocessor.generate_preprocess(TEXTS)
 
 
+@pytest.mark.backend_independent
 @pytest.mark.parametrize("batched", [False, True])
 def test_a_prompt_that_is_too_long_is_refused_in_tf_data(preprocessor, batched):
     data = tf.data.Dataset.from_tensor_slices(["a", "too long " * 10])
@@ -177,6 +182,7 @@ def test_a_prompt_that_is_too_long_is_refused_in_tf_data(preprocessor, batched):
         list(data)
 
 
+@pytest.mark.backend_independent
 @pytest.mark.parametrize(
     "inputs", [3, [1, 2], np.array([[1, 2]]), ["a", None], [["a"]], None]
 )
@@ -195,6 +201,7 @@ def test_token_ids_need_no_preprocessor(preprocessor):
         preprocessor.generate_preprocess(inputs)
 
 
+@pytest.mark.backend_independent
 def test_tensors_of_ids_are_refused_in_tf_data(preprocessor):
     data = tf.data.Dataset.from_tensor_slices([1, 2])
     with pytest.raises(ValueError, match="Text must be"):
@@ -233,6 +240,7 @@ def test_inside_of_a_model(tokenizer, preprocessor, tmp_path):
     assert again.tokenizer.proto == tokenizer.proto
 
 
+@pytest.mark.backend_independent
 def test_from_a_hugging_face_folder(tokenizer, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "recurrent_gemma"}')
     (tmp_path / "tokenizer.model").write_bytes(tokenizer.proto)

@@ -52,6 +52,7 @@ def to_list(ids):
     return keras.ops.convert_to_numpy(ids).tolist()
 
 
+@pytest.mark.backend_independent
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS.keys())
 def test_text_survives(tokenizer, text):
     ids = tokenizer(text)
@@ -59,6 +60,7 @@ def test_text_survives(tokenizer, text):
     assert not set(to_list(ids)) & set(tokenizer.special_token_ids)
 
 
+@pytest.mark.backend_independent
 def test_batch_is_each_text_alone(tokenizer):
     texts = list(TEXTS.values())
     ids = tokenizer(texts)
@@ -66,6 +68,7 @@ def test_batch_is_each_text_alone(tokenizer):
     assert tokenizer.detokenize(ids) == texts
 
 
+@pytest.mark.backend_independent
 def test_whole_shakespeare_survives(tokenizer):
     text = SHAKESPEARE.read_text(encoding="utf-8")
     ids = to_list(tokenizer(text))
@@ -75,16 +78,19 @@ def test_whole_shakespeare_survives(tokenizer):
     assert not [piece for piece in pieces if piece.startswith("<0x")]
 
 
+@pytest.mark.backend_independent
 def test_sentence_piece_s_sign_for_a_space_becomes_one(tokenizer):
     assert tokenizer.detokenize(tokenizer("a\u2581b")) == "a b"
 
 
+@pytest.mark.backend_independent
 def test_half_a_character_is_replaced(tokenizer):
     ids = to_list(tokenizer("é"))
     assert len(ids) == 2
     assert tokenizer.detokenize(ids[:1]) == "\ufffd"
 
 
+@pytest.mark.backend_independent
 def test_special_tokens_are_gemma_s(tokenizer):
     assert tokenizer.pad_token_id == tokenizer.token_to_id("<pad>") == 0
     assert tokenizer.end_token_id == tokenizer.token_to_id("<eos>") == 1
@@ -93,10 +99,12 @@ def test_special_tokens_are_gemma_s(tokenizer):
     assert sorted(tokenizer.special_token_ids) == [0, 1, 2]
 
 
+@pytest.mark.backend_independent
 def test_special_tokens_leave_no_text(tokenizer):
     assert tokenizer.detokenize([2, *to_list(tokenizer("a")), 1, 0]) == "a"
 
 
+@pytest.mark.backend_independent
 @pytest.mark.parametrize(
     "wrap",
     [
@@ -115,6 +123,7 @@ def test_kinds_of_text(tokenizer, wrap):
     assert tokenizer(wrap(texts)) == tokenizer(texts)
 
 
+@pytest.mark.backend_independent
 @pytest.mark.parametrize(
     "text", ["a b", b"a b", np.array("a b"), tf.constant("a b")]
 )
@@ -141,6 +150,7 @@ def test_kinds_of_ids(tokenizer, wrap):
     assert tokenizer.detokenize(wrap([ids, ids])) == ["To be", "To be"]
 
 
+@pytest.mark.backend_independent
 def test_in_tf_data(tokenizer):
     texts = list(TEXTS.values())
     rows = tf.data.Dataset.from_tensor_slices(texts)
@@ -163,6 +173,7 @@ def test_in_tf_data_after_a_new_seed(tokenizer):
     assert list(back.as_numpy_iterator()) == [b"To be"]
 
 
+@pytest.mark.backend_independent
 @pytest.mark.parametrize(
     "inputs, received",
     [
@@ -191,6 +202,7 @@ def test_tensors_are_no_text(tokenizer):
         tokenizer.tokenize(tf.constant([5, 6], "int64"))
 
 
+@pytest.mark.backend_independent
 @pytest.mark.parametrize(
     "inputs, received",
     [
@@ -203,6 +215,7 @@ def test_texts_are_a_flat_list(tokenizer, inputs, received):
         tokenizer.tokenize(inputs)
 
 
+@pytest.mark.backend_independent
 def test_dict_of_ids_needs_no_preprocessor(tokenizer):
     with pytest.raises(
         ValueError, match=r"a dict with \['token_ids'\].*preprocessor=None"
@@ -210,6 +223,7 @@ def test_dict_of_ids_needs_no_preprocessor(tokenizer):
         tokenizer.tokenize({"token_ids": [[1]]})
 
 
+@pytest.mark.backend_independent
 @pytest.mark.parametrize("text", [b"\xff\xfe", "a\udce2"])
 def test_text_is_unicode(tokenizer, text):
     with pytest.raises(ValueError, match="UTF-8 can encode. Received: .*err"):
@@ -247,6 +261,7 @@ def test_ids_are_of_the_vocabulary(tokenizer, wrap, wrong):
         tokenizer.detokenize(wrap([[5, 6], [5, wrong]]))
 
 
+@pytest.mark.backend_independent
 # KerasHub leaves the file open.
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -256,12 +271,14 @@ def test_vocabulary_may_be_a_path(tokenizer):
     gc.collect()
 
 
+@pytest.mark.backend_independent
 def test_vocabulary_needs_the_special_tokens(tokenizer):
     proto = tokenizer.proto.replace(b"<bos>", b"<sos>")
     with pytest.raises(ValueError, match="Cannot find special token `'<bos>'"):
         GriffinTokenizer(proto)
 
 
+@pytest.mark.backend_independent
 def test_configuration_and_preset_round_trip(tokenizer, tmp_path):
     tokenizer.save_to_preset(tmp_path)
     config = keras.saving.serialize_keras_object(tokenizer)
@@ -284,6 +301,7 @@ def small_backbone(vocabulary_size):
     )
 
 
+@pytest.mark.backend_independent
 def test_from_a_keras_preset(tokenizer, tmp_path):
     small_backbone(tokenizer.vocabulary_size()).save_to_preset(tmp_path)
     tokenizer.save_to_preset(tmp_path)
@@ -291,6 +309,7 @@ def test_from_a_keras_preset(tokenizer, tmp_path):
     assert again.get_vocabulary() == tokenizer.get_vocabulary()
 
 
+@pytest.mark.backend_independent
 def test_from_a_hugging_face_folder(tokenizer, tmp_path):
     config = {"model_type": "recurrent_gemma"}
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -301,6 +320,7 @@ def test_from_a_hugging_face_folder(tokenizer, tmp_path):
     assert again("To be").tolist() == tokenizer("To be").tolist()
 
 
+@pytest.mark.backend_independent
 def test_named_preset_downloads_its_tokenizer_alone(
     tokenizer, tmp_path, monkeypatch
 ):
@@ -319,6 +339,7 @@ def test_named_preset_downloads_its_tokenizer_alone(
     assert calls == [("google/recurrentgemma-2b", "tokenizer.model")]
 
 
+@pytest.mark.backend_independent
 def test_an_architecture_has_no_tokenizer():
     with pytest.raises(ValueError, match="trained.*Received: 'hawk_1b'"):
         GriffinTokenizer.from_preset("hawk_1b")
