@@ -49,7 +49,7 @@ def add_model_arguments(parser):
     parser.add_argument(
         "--seed",
         metavar="N",
-        type=int,
+        type=seed,
         help="makes the draw repeatable (default: another one each time)",
     )
     add_backend_argument(parser)
@@ -77,6 +77,15 @@ def positive_float(text):
     number = float(text)
     if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"must be above 0. Received: {number}")
+    return number
+
+
+def seed(text):
+    number = int(text)
+    if not 0 <= number < 2**31:  # as `generate` has it
+        raise argparse.ArgumentTypeError(
+            f"must be in [0, 2**31 - 1]. Received: {number}"
+        )
     return number
 
 

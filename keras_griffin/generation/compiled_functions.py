@@ -7,6 +7,7 @@ from keras_griffin.generation.sampling import copy_sampler
 from keras_griffin.generation.sampling import kind_of_sampler
 from keras_griffin.generation.sampling import settings_of
 from keras_griffin.generation.sampling import with_settings
+from keras_griffin.generation.state_files import state_specs
 
 
 class CompiledFunctions:
@@ -24,6 +25,11 @@ class CompiledFunctions:
         self._functions = {}
         self._steps = {}  # of PyTorch
         self._structure = None
+
+    @functools.cached_property
+    def state_specs(self):
+        """What the model's states look like; see `state_files`."""
+        return state_specs(self._model)
 
     def run(self, function, *args, xla=False):
         """Runs `function(model, *args)`, compiled."""

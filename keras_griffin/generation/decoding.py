@@ -10,17 +10,20 @@ import numpy as np
 from keras import ops
 
 from keras_griffin.generation import chat_template
+from keras_griffin.generation.arguments import as_state
+from keras_griffin.generation.arguments import check_lengths
 from keras_griffin.generation.prompts import bucket
 from keras_griffin.generation.prompts import make_prompts
 from keras_griffin.generation.prompts import prompt_pieces
 from keras_griffin.generation.prompts import stream_text
 from keras_griffin.generation.prompts import to_numpy
 from keras_griffin.generation.sampling import call_sampler
+from keras_griffin.generation.sampling import check_state_use
 from keras_griffin.generation.sampling import find_stop_token_ids
 from keras_griffin.generation.sampling import is_search
 from keras_griffin.generation.search import search
-from keras_griffin.generation.state_files import repeat_rows
 from keras_griffin.layers.input_checks import check_inputs
+from keras_griffin.layers.input_checks import check_token_ids
 
 # Tokens. Longer prompts are read in pieces of this size, in bounded memory.
 PREFILL_CHUNK = 2048
@@ -70,13 +73,17 @@ def prefill(model, inputs, state=None):
         }
     check_inputs(inputs, model.backbone.vocabulary_size)
     batch, time = inputs["token_ids"].shape
-    if time == 0:
+    if not batch or not time:
         raise ValueError(
-            "`prefill` needs at least one column of tokens. Received: "
-            f"token_ids of shape {(batch, time)}. The state before any "
-            "token is `init_state(batch_size)`."
+            "`prefill` needs at least one row and one column of tokens. "
+            f"Received: token_ids of shape {(batch, time)}. The state before "
+            "any token is `init_state(batch_size)`."
         )
-    return read(model, inputs, state or model.init_state(batch))
+    if state is None:
+        state = model.init_state(batch)
+    else:
+        state = as_state(model, state, batch)
+    return read(model, inputs, state)
 
 
 def read(model, arrays, state):
@@ -115,15 +122,21 @@ def decode_step(model, token_ids, state):
         state. The given state stays valid.
 
     Raises:
-        ValueError: if `token_ids` is not of rank 1.
+        ValueError: if `token_ids` is not of rank 1, for NumPy ids out of
+            the vocabulary (ids on a device are not looked at), and for a
+            state of another model or of other rows.
     """
-    token_ids = ops.convert_to_tensor(token_ids, dtype="int32")
+    if not ops.is_tensor(token_ids):
+        token_ids = np.asarray(token_ids)
+        check_token_ids(token_ids, model.backbone.vocabulary_size)
     if len(token_ids.shape) != 1:
         raise ValueError(
             "`token_ids` must have shape (batch,), one token a row. "
             f"Received: shape {tuple(token_ids.shape)}. Longer pieces go "
             "through `prefill`."
         )
+    token_ids = ops.convert_to_tensor(token_ids, dtype="int32")
+    state = as_state(model, state, token_ids.shape[0])
     if keras.config.backend() == "torch":
         model._functions.forget_stale()
         return model._functions.step(decode_token)(token_ids, state)
@@ -168,7 +181,8 @@ def generate(
             the preprocessor's `sequence_length`.
         stop_token_ids: `"auto"` (the tokenizer's end token, and
             `<end_of_turn>` where there is a `turn_format`), a sequence of
-            ids any of which ends a row, or `None`. Defaults to `"auto"`.
+            ids any of which ends a row, or `None`. Without a preprocessor
+            `"auto"` is `None`. Defaults to `"auto"`.
         strip_prompt: bool. Return the new tokens alone. Defaults to
             `False`.
         max_new_tokens: int. New tokens of every row, in place of
@@ -177,7 +191,8 @@ def generate(
             Defaults to `None`: the one of `compile`.
         temperature: float. Of the sampler in this call. Defaults to
             `None`: the sampler's own.
-        seed: int. Makes this call's draws repeatable. Defaults to `None`.
+        seed: int in [0, 2**31 - 1]. Makes this call's draws repeatable.
+            Defaults to `None`.
         state: state to go on from (see `prefill` and `load_state`); the
             prompts are read after it, without a start token. One row
             serves all prompts. Defaults to `None`.
@@ -191,9 +206,11 @@ def generate(
         `(outputs, state)`.
 
     Raises:
-        ValueError: for empty prompts, both lengths, a temperature that
-            is not above 0, and states together with samplers that choose
-            among whole texts, or with a `tf.data.Dataset`.
+        ValueError: for no prompt or an empty one, both lengths, lengths and
+            seeds that are no integers in range, a temperature that is not
+            above 0, states of another model or of other rows, and states
+            together with samplers that choose among whole texts, or with a
+            `tf.data.Dataset`.
 
     Example:
     ```python
@@ -202,9 +219,9 @@ def generate(
     """
     sampler = call_sampler(model, sampler, temperature, seed)
     stop_token_ids = find_stop_token_ids(model, stop_token_ids)
-    _check_lengths(max_length, max_new_tokens)
+    check_lengths(max_length, max_new_tokens)
     if state is not None or return_state:
-        _check_state_use(inputs, sampler)
+        check_state_use(inputs, sampler)
     is_chat = chat_template.is_conversation(
         inputs
     ) or chat_template.are_conversations(inputs)
@@ -223,6 +240,8 @@ def generate(
         )
         if model.preprocessor is not None:
             output = model.preprocessor.generate_postprocess(output)
+            if not strip_prompt and not is_chat:
+                output = prompts.with_prompts_as_given(output, batch, model)
         outputs.append(output)
     outputs = _join_batches(outputs, is_scalar)
     return (outputs, last_state) if return_state else outputs
@@ -236,9 +255,9 @@ def _split_batches(model, inputs):
         return [inputs], False
     if chat_template.is_conversation(inputs):
         return [[inputs]], True
-    is_scalar = isinstance(inputs, (str, bytes)) or (
-        getattr(inputs, "ndim", None) == 0
-    )
+    if getattr(inputs, "ndim", None) == 0:  # an array of one string
+        inputs = np.asarray(inputs).item()
+    is_scalar = isinstance(inputs, (str, bytes))
     return [[inputs] if is_scalar else inputs], is_scalar
 
 
@@ -295,12 +314,17 @@ def generate_stream(
         print(piece, end="", flush=True)
     ```
     """
-    is_prompt = isinstance(inputs, str) or chat_template.is_conversation(inputs)
-    if model.preprocessor is None or not is_prompt:
+    if model.preprocessor is None:
         raise ValueError(
-            "`generate_stream` takes one prompt as a string, with a "
-            f"preprocessor. Received: {type(inputs).__name__}, "
-            f"preprocessor={model.preprocessor}. Use `generate`."
+            "`generate_stream` yields text, so that the model needs a "
+            "preprocessor. Received: preprocessor=None. Use `generate` for "
+            "ids."
+        )
+    if not (isinstance(inputs, str) or chat_template.is_conversation(inputs)):
+        raise ValueError(
+            "`generate_stream` takes one prompt: a string, or messages. "
+            f"Received: {type(inputs).__name__} {inputs!r:.50}. Use "
+            "`generate` for several."
         )
     sampler = call_sampler(model, sampler, temperature, seed)
     if is_search(sampler):
@@ -309,7 +333,7 @@ def generate_stream(
             f"other. Received: {type(sampler).__name__}. Take 'greedy', "
             "'top_k', 'top_p' or 'random'."
         )
-    _check_lengths(max_length, max_new_tokens)
+    check_lengths(max_length, max_new_tokens)
     prompts = make_prompts(model, [inputs], max_length, max_new_tokens, state)
     stop_token_ids = find_stop_token_ids(model, stop_token_ids)
     pieces = (
@@ -346,7 +370,7 @@ def decode(model, prompts, stop_token_ids, sampler, state, chunk):
         room = bucket(int(prompts.lengths.max()) + prompts.num_steps)
         state = model.init_state(batch, max_length=room)
     else:
-        state = repeat_rows(state, batch)
+        state = as_state(model, state, batch, repeat=True)
     logits, state = read(model, prompts.arrays(), state)
     yield np.zeros((batch, 0), "int32"), state
     loop = model._functions.with_sampler(sampler, _decode_chunk, xla=True)
@@ -427,35 +451,6 @@ def _pad_stop_token_ids(stop_token_ids):
     padded = np.full((size,), -1, "int32")
     padded[: len(stop_token_ids)] = stop_token_ids
     return padded
-
-
-def _check_lengths(max_length, max_new_tokens):
-    if max_length is not None and max_new_tokens is not None:
-        raise ValueError(
-            "`max_length` counts the prompt too, `max_new_tokens` does not: "
-            f"one of them decides. Received: max_length={max_length}, "
-            f"max_new_tokens={max_new_tokens}. Leave one out."
-        )
-    if max_new_tokens is not None and max_new_tokens < 1:
-        raise ValueError(
-            "`max_new_tokens` must be at least 1. Received: "
-            f"{max_new_tokens}. To read a prompt only, use `prefill`."
-        )
-
-
-def _check_state_use(inputs, sampler):
-    if is_search(sampler):
-        raise ValueError(
-            "A state goes with a sampler that takes one token after the "
-            f"other. Received: {type(sampler).__name__}. Take 'greedy', "
-            "'top_k', 'top_p' or 'random'."
-        )
-    if hasattr(inputs, "as_numpy_iterator"):
-        raise ValueError(
-            "A state belongs to one batch. Received: a tf.data.Dataset "
-            "with `state` or `return_state`. Call `generate` for each "
-            "batch."
-        )
 
 
 def _last_real(x, padding_mask):

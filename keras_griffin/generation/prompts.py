@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_griffin.generation import chat_template
 from keras_griffin.layers.input_checks import check_inputs
 
 # Widths are rounded up to a power of two from here on, so that a new prompt
@@ -44,6 +45,11 @@ class Prompts:
         self.rows = [np.asarray(row, "int32") for row in rows]
         self.lengths = np.array([len(row) for row in rows], "int32")
         self._mask = mask
+        if not len(rows):
+            raise ValueError(
+                "There must be at least one prompt. Received: none. Leave "
+                "empty batches out."
+            )
         if not self.lengths.all():
             raise ValueError(
                 "A prompt needs at least one token. Received: no real token "
@@ -134,6 +140,25 @@ class Prompts:
             token_ids[i, : len(row)] = row
             mask[i, : len(row)] = True
         return {"token_ids": token_ids, "padding_mask": mask}
+
+    def with_prompts_as_given(self, texts, given, model):
+        """The `texts` of `outputs`, each beginning with the prompt it had.
+
+        A tokenizer may write a prompt otherwise than it stood: SentencePiece
+        knows U+2581 as a space.
+        """
+        preprocessor = model.preprocessor
+        if isinstance(given, dict) or not isinstance(texts, list):
+            return texts
+        written = preprocessor.generate_postprocess(
+            self.outputs(None, (), strip_prompt=False)
+        )
+        return [
+            prompt + text[len(old) :] if text.startswith(old) else text
+            for text, old, prompt in zip(
+                texts, written, chat_template.strings(given), strict=True
+            )
+        ]
 
     @staticmethod
     def cut(ids, stop_token_ids, keep_stop=True):

@@ -3,10 +3,14 @@
 import copy
 import functools
 import json
+import operator
 
 import numpy as np
 from keras import ops
 from keras_hub import samplers
+
+from keras_griffin.generation.arguments import check_seed
+from keras_griffin.generation.arguments import check_temperature
 
 # Attributes that are data for a compiled function, not part of it. So is `k` of
 # `TRUNCATING` samplers; of a contrastive sampler it is a shape.
@@ -34,15 +38,10 @@ def call_sampler(model, sampler, temperature, seed):
     check_sampler(sampler, model.backbone.vocabulary_size)
     if temperature is None and seed is None:
         return sampler
+    seed = None if seed is None else check_seed(seed)
     config = sampler.get_config()
     if temperature is not None:
-        if temperature <= 0:
-            raise ValueError(
-                "`temperature` must be above 0. Received: "
-                f"{temperature}. For the likeliest token take "
-                "sampler='greedy'."
-            )
-        config["temperature"] = temperature
+        config["temperature"] = check_temperature(temperature)
     if "seed" in config:  # of a sampler that draws
         config["seed"] = seed
     return type(sampler).from_config(config)
@@ -52,15 +51,25 @@ def find_stop_token_ids(model, stop_token_ids):
     """The ids that end a row of one call, as a tuple."""
     if stop_token_ids is None:
         return ()
-    if not isinstance(stop_token_ids, str):
-        return tuple(int(id) for id in stop_token_ids)
-    if model.preprocessor is None:
+    if isinstance(stop_token_ids, str) and stop_token_ids == "auto":
+        preprocessor = model.preprocessor
+        return () if preprocessor is None else preprocessor.stop_token_ids
+    try:
+        ids = tuple(operator.index(id) for id in stop_token_ids)
+    except TypeError as error:
         raise ValueError(
-            "A `preprocessor` must be there for stop_token_ids='auto'. "
-            "Received: preprocessor=None. Give a tuple of ids, or None "
-            "to stop at the length alone."
+            "`stop_token_ids` must be 'auto', a sequence of token ids, or "
+            f"None. Received: {stop_token_ids!r}. For one id give a tuple of "
+            "it: (1,)."
+        ) from error
+    size = model.backbone.vocabulary_size
+    if not all(0 <= id < size for id in ids):
+        raise ValueError(
+            f"`stop_token_ids` must lie in [0, {size - 1}], the vocabulary. "
+            f"Received: {stop_token_ids!r}. Other ids never come: leave them "
+            "out."
         )
-    return model.preprocessor.stop_token_ids
+    return ids
 
 
 def check_sampler(sampler, vocabulary_size):
@@ -95,6 +104,22 @@ def check_sampler(sampler, vocabulary_size):
 def is_search(sampler):
     """Whether the sampler has a loop of its own, over whole texts."""
     return type(sampler).__call__ is not samplers.Sampler.__call__
+
+
+def check_state_use(inputs, sampler):
+    """Raises where no state can go in or come out."""
+    if is_search(sampler):
+        raise ValueError(
+            "A state goes with a sampler that takes one token after the "
+            f"other. Received: {type(sampler).__name__}. Take 'greedy', "
+            "'top_k', 'top_p' or 'random'."
+        )
+    if hasattr(inputs, "as_numpy_iterator"):
+        raise ValueError(
+            "A state belongs to one batch. Received: a tf.data.Dataset "
+            "with `state` or `return_state`. Call `generate` for each "
+            "batch."
+        )
 
 
 def kind_of_sampler(sampler):

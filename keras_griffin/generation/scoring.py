@@ -3,11 +3,11 @@
 import numpy as np
 from keras import ops
 
+from keras_griffin.generation.arguments import as_state
 from keras_griffin.generation.prompts import bucket
 from keras_griffin.generation.prompts import make_prompts
 from keras_griffin.generation.prompts import prompt_pieces
 from keras_griffin.generation.prompts import to_numpy
-from keras_griffin.generation.state_files import repeat_rows
 from keras_griffin.training.chunked_cross_entropy import MAX_LOGITS
 
 # Logits of so many tokens of a row are held at once, if `MAX_LOGITS` allows.
@@ -71,7 +71,8 @@ def _score_rows(model, arrays, state):
     batch, time = ids.shape
     if state is None:
         state = model.init_state(batch, max_length=bucket(time))
-    state = repeat_rows(state, batch)
+    else:
+        state = as_state(model, state, batch, repeat=True)
     arrays["targets"] = np.pad(ids[:, 1:], ((0, 0), (0, 1)))
     scores = [np.zeros((batch, 1), "float32")]
     is_greedy = [np.ones((batch, 1), bool)]

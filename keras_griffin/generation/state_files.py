@@ -1,26 +1,47 @@
 """States as files and as rows."""
 
+import dataclasses
 import zipfile
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_griffin.generation.arguments import as_state
 
-def repeat_rows(state, batch_size):
-    """The state for `batch_size` rows: its own, or one row for all."""
-    rows = state["length"].shape[0]
-    if rows == batch_size:
-        return state
-    if rows != 1:
-        raise ValueError(
-            "A state must have one row for each prompt, or one for all. "
-            f"Received: a state of {rows} rows for {batch_size} prompts. Read "
-            "the prompts' common start as a batch of one."
+
+@dataclasses.dataclass(frozen=True)
+class ArraySpec:
+    """What neither rows nor room for tokens change of an array of a state."""
+
+    name: str  # "blocks.0.recurrent"
+    rank: int
+    width: int | None  # of the last axis; `None` where that is the batch
+    dtype: str
+
+    def fits(self, array):
+        shape = getattr(array, "shape", ())
+        return len(shape) == self.rank and self.width in (None, shape[-1])
+
+    def __str__(self):
+        if self.rank == 1:
+            return "an array of shape (rows,)"
+        return f"an array of {self.rank} axes, the last one of {self.width}"
+
+
+def state_specs(model):
+    """A state of `ArraySpec`s, nested as the model's own."""
+    state = model.init_state(1, max_length=1)
+    specs = [
+        ArraySpec(
+            name=".".join(str(part) for part in path),
+            rank=len(array.shape),
+            width=None if len(array.shape) == 1 else array.shape[-1],
+            dtype=keras.backend.standardize_dtype(array.dtype),
         )
-    return keras.tree.map_structure(
-        lambda leaf: ops.repeat(leaf, batch_size, axis=0), state
-    )
+        for path, array in keras.tree.flatten_with_path(state)
+    ]
+    return keras.tree.pack_sequence_as(state, specs)
 
 
 def save_state(model, state, path):
@@ -34,6 +55,9 @@ def save_state(model, state, path):
         state: from `prefill`, `decode_step` or `generate`.
         path: str or path. The `.npz` file.
 
+    Raises:
+        ValueError: for a state of another model.
+
     Example:
     ```python
     ids = {"token_ids": np.array([[5, 6, 7, 8]])}
@@ -43,13 +67,16 @@ def save_state(model, state, path):
     model.generate(["To", "Not"], state=state, max_new_tokens=20)
     ```
     """
+    state = as_state(model, state)
+    specs = keras.tree.flatten(model._functions.state_specs)
+    arrays = keras.tree.flatten(state)
     with open(path, "wb") as file:
         np.savez(
             file,
             **{
                 # NumPy's files know no bfloat16; float32 holds it exactly.
-                name: ops.convert_to_numpy(_widened(leaf))
-                for name, leaf in _named_leaves(state).items()
+                spec.name: ops.convert_to_numpy(_widened(array))
+                for spec, array in zip(specs, arrays, strict=True)
             },
         )
 
@@ -67,8 +94,7 @@ def load_state(model, path):
     Raises:
         ValueError: for a file that is not a state of this model.
     """
-    like = model.init_state(1, max_length=1)
-    leaves = _named_leaves(like)
+    specs = model._functions.state_specs
     try:
         with np.load(path) as file:
             arrays = {name: file[name] for name in file.files}
@@ -77,40 +103,25 @@ def load_state(model, path):
             "A state must be read from a file of `save_state`. Received: "
             f"{str(path)!r} ({error}). Save it anew."
         ) from error
-    expected = {name: _kind(leaf) for name, leaf in leaves.items()}
-    received = {name: _kind(array) for name, array in arrays.items()}
-    if received != expected:
-        differing = sorted(
-            name
-            for name in expected.keys() | received.keys()
-            if expected.get(name) != received.get(name)
-        )
+    by_name = {spec.name: spec for spec in keras.tree.flatten(specs)}
+    differing = sorted(
+        name
+        for name in by_name.keys() | arrays.keys()
+        if name not in by_name
+        or name not in arrays
+        or not by_name[name].fits(arrays[name])
+    )
+    if differing:
         raise ValueError(
             "A state goes with the architecture that made it. Received: "
             f"{str(path)!r}, in which {', '.join(differing[:3])} and "
             f"{max(len(differing) - 3, 0)} more do not fit. Load it into the "
             "model that it came from."
         )
-    return keras.tree.pack_sequence_as(
-        like,
-        [
-            ops.convert_to_tensor(arrays[name], dtype=leaf.dtype)
-            for name, leaf in leaves.items()
-        ],
+    return keras.tree.map_structure(
+        lambda spec: ops.convert_to_tensor(arrays[spec.name], dtype=spec.dtype),
+        specs,
     )
-
-
-def _named_leaves(state):
-    """`{"blocks.0.recurrent": array}`, in the order of `tree.flatten`."""
-    return {
-        ".".join(str(part) for part in path): leaf
-        for path, leaf in keras.tree.flatten_with_path(state)
-    }
-
-
-def _kind(leaf):
-    """What batch and room for tokens do not change: rank and last axis."""
-    return len(leaf.shape), *leaf.shape[1:][-1:]
 
 
 def _widened(leaf):

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+INPUTS = ("token_ids", "padding_mask")
+
 
 def check_names(inputs):
     """Raises for a dict of inputs with those of earlier versions.
@@ -32,14 +34,27 @@ def check_inputs(inputs, vocabulary_size):
             + ". Text is tokenized by a GriffinCausalLMPreprocessor."
         )
     check_names(inputs)
+    unknown = sorted(set(inputs) - set(INPUTS))
+    if unknown:
+        raise ValueError(
+            f"Inputs must be a dict with {INPUTS[0]!r} and {INPUTS[1]!r} "
+            f"alone. Received: {', '.join(map(repr, unknown))} too. Leave it "
+            "out."
+        )
     token_ids = inputs["token_ids"]
+    if not hasattr(token_ids, "shape"):
+        raise ValueError(
+            "`token_ids` must be an array or a tensor. Received: "
+            f"{type(token_ids).__name__}. Make it one: "
+            "`np.array(token_ids)`."
+        )
     if len(token_ids.shape) != 2:
         raise ValueError(
             "`token_ids` must have shape (batch, time). Received: shape "
             f"{tuple(token_ids.shape)}. Add the missing axis."
         )
     if inputs.get("padding_mask") is not None:
-        check_row_shape("padding_mask", inputs["padding_mask"], token_ids)
+        check_padding_mask(inputs["padding_mask"], token_ids)
     if isinstance(token_ids, np.ndarray):
         check_token_ids(token_ids, vocabulary_size)
 
@@ -59,6 +74,21 @@ def check_token_ids(token_ids, vocabulary_size):
         raise ValueError(
             f"`token_ids` must lie in [0, {vocabulary_size - 1}]. Received: "
             f"ids from {low} to {high}. Is the tokenizer this model's own?"
+        )
+
+
+def check_padding_mask(padding_mask, token_ids):
+    """Raises unless it has a bool or a whole number for each token."""
+    check_row_shape("padding_mask", padding_mask, token_ids)
+    if not isinstance(padding_mask, np.ndarray):
+        return
+    is_number = padding_mask.dtype.kind in "biuf"
+    if not is_number or np.any(padding_mask != np.trunc(padding_mask)):
+        raise ValueError(
+            "`padding_mask` must hold bools or whole numbers: 0 at pads, the "
+            f"number of the document at tokens. Received: dtype "
+            f"{padding_mask.dtype} with {padding_mask.ravel()[:3]}. Compare "
+            "with a number to get bools."
         )
 
 

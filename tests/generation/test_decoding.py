@@ -450,10 +450,6 @@ def test_calls_that_contradict_themselves(model, shakespeare):
     inputs = ragged((5,))
     with pytest.raises(ValueError, match="one of them decides"):
         new_tokens(model, inputs, max_length=9)
-    with pytest.raises(ValueError, match="must be at least 1"):
-        new_tokens(model, inputs, 0)
-    with pytest.raises(ValueError, match="must be above 0"):
-        new_tokens(model, inputs, temperature=0.0)
     with pytest.raises(ValueError, match="`k` must be at least 1"):
         sampler = keras_hub.samplers.TopKSampler(k=0)
         new_tokens(model, inputs, sampler=sampler)
@@ -462,11 +458,7 @@ def test_calls_that_contradict_themselves(model, shakespeare):
         new_tokens(model, inputs, sampler=sampler)
     with pytest.raises(ValueError, match="one token after the other"):
         new_tokens(model, inputs, sampler="beam", state=model.init_state(1))
-    with pytest.raises(ValueError, match="one row for each prompt"):
-        new_tokens(model, ragged((5, 5)), state=model.init_state(3))
-    with pytest.raises(ValueError, match="preprocessor=None"):
-        new_tokens(model, inputs, stop_token_ids="auto")
-    with pytest.raises(ValueError, match="at least one column"):
+    with pytest.raises(ValueError, match="one row and one column"):
         model.prefill({"token_ids": tokens(1, 0)})
     with pytest.raises(ValueError, match="after the other"):
         shakespeare.generate_stream(PROMPT, sampler="contrastive")
