@@ -22,6 +22,7 @@ from keras_griffin.layers.rms_normalization import RMSNormalization
 from keras_griffin.layers.token_layout import ROW_KEYS
 from keras_griffin.layers.token_layout import TokenLayout
 from keras_griffin.layers.token_layout import init_rows
+from keras_griffin.layers.torch_module import TorchModule
 from keras_griffin.models.griffin_blocks import complete_arguments
 from keras_griffin.models.griffin_blocks import make_blocks
 from keras_griffin.training import lora
@@ -29,7 +30,7 @@ from keras_griffin.training import quantization
 
 
 @keras.saving.register_keras_serializable(package="keras_griffin")
-class GriffinBackbone(Backbone):
+class GriffinBackbone(TorchModule, Backbone):
     """The Griffin family without a head: embedding, residual blocks, norm.
 
     Griffin (two recurrent blocks, one of local attention, repeated), Hawk

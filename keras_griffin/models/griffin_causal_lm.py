@@ -5,7 +5,6 @@ import keras_hub
 from keras import ops
 from keras_hub.models import CausalLM
 
-from keras_griffin import keras_compat
 from keras_griffin.checkpoints import exporting
 from keras_griffin.checkpoints.preset_index import preprocessor_arguments
 from keras_griffin.checkpoints.preset_loading import find_preset
@@ -23,6 +22,7 @@ from keras_griffin.generation.chat_session import ChatSession
 from keras_griffin.generation.compiled_functions import CompiledFunctions
 from keras_griffin.layers.input_checks import check_inputs
 from keras_griffin.layers.input_checks import check_names
+from keras_griffin.layers.torch_module import TorchModule
 from keras_griffin.models.griffin_backbone import GriffinBackbone
 from keras_griffin.models.griffin_causal_lm_preprocessor import (
     GriffinCausalLMPreprocessor,
@@ -44,7 +44,7 @@ _in_step = contextvars.ContextVar("in_step", default=None)
 
 
 @keras.saving.register_keras_serializable(package="keras_griffin")
-class GriffinCausalLM(CausalLM):
+class GriffinCausalLM(TorchModule, CausalLM):
     """A Griffin that predicts the next token: train it, generate with it.
 
     `logits = cap * tanh(h E^T / cap)`, with the backbone's hidden states `h`,
@@ -196,15 +196,6 @@ class GriffinCausalLM(CausalLM):
 
     export_to_transformers = exporting.export_to_transformers
     export_to_deepmind = exporting.export_to_deepmind
-
-    # PyTorch's `parameters()`, and what DistributedDataParallel looks at.
-    def named_parameters(self, *args, **kwargs):
-        # PyTorch has forgotten what came before `__init__` of `keras.Model`,
-        # the backbone, and Keras does not tell it of adapters.
-        known = {id(value) for _, value in super().named_parameters()}
-        if known != {id(variable.value) for variable in self.variables}:
-            keras_compat.track_parameters(self)
-        return super().named_parameters(*args, **kwargs)
 
     def _logits(self, hidden):
         logits = self.backbone.token_embedding(hidden, reverse=True)

@@ -12,6 +12,7 @@ from keras import ops
 import keras_griffin
 from keras_griffin.generation import decoding
 from keras_griffin.generation import scoring
+from keras_griffin.generation.decoding import STOP_IDS
 from keras_griffin.generation.prompts import stream_text
 from support.checks import assert_close
 from support.checks import to_numpy
@@ -69,7 +70,9 @@ def test_max_new_tokens_counts_from_each_rows_end(model):
 
 def test_any_of_several_stop_ids_ends_a_row(model):
     free = new_tokens(model, ragged((5,)))[0]
-    stops = [VOCABULARY + n for n in range(20)] + [int(free[3])]
+    others = [id for id in range(VOCABULARY) if id not in free][:20]
+    stops = [*others, int(free[3])]
+    assert len(stops) > STOP_IDS
     end = np.flatnonzero(free == free[3])[0]
     stopped = new_tokens(model, ragged((5,)), stop_token_ids=stops)[0]
     np.testing.assert_array_equal(stopped, free[: end + 1])

@@ -366,12 +366,6 @@ def test_decode_step_takes_one_token_a_row():
         model.decode_step(tokens(2, 1), state)
 
 
-def test_streaming_needs_text_and_a_simple_sampler():
-    model = tiny_model()
-    with pytest.raises(ValueError, match="takes one prompt as a string"):
-        model.generate_stream("text")
-
-
 def test_samplers_that_cannot_work_are_refused():
     model = tiny_model()
     with pytest.raises(ValueError, match="must not take tokens back"):
