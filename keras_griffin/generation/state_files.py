@@ -1,10 +1,30 @@
 """States as files and as rows."""
 
+import math
+import struct
 import zipfile
+import zlib
 
 import keras
 import numpy as np
 from keras import ops
+
+from keras_griffin.files.inside import regular_file
+from keras_griffin.files.whole import whole_file
+
+# What `zipfile` and NumPy raise of a file that is none of theirs.
+DAMAGE = (
+    EOFError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def repeat_rows(state, batch_size):
@@ -32,7 +52,11 @@ def save_state(model, state, path):
     Args:
         model: a `GriffinCausalLM`.
         state: from `prefill`, `decode_step` or `generate`.
-        path: str or path. The `.npz` file.
+        path: str or path. The `.npz` file. An old one is replaced when the
+            new one is written.
+
+    Raises:
+        OSError: if the file cannot be written; an old one is as it was.
 
     Example:
     ```python
@@ -43,15 +67,13 @@ def save_state(model, state, path):
     model.generate(["To", "Not"], state=state, max_new_tokens=20)
     ```
     """
-    with open(path, "wb") as file:
-        np.savez(
-            file,
-            **{
-                # NumPy's files know no bfloat16; float32 holds it exactly.
-                name: ops.convert_to_numpy(_widened(leaf))
-                for name, leaf in _named_leaves(state).items()
-            },
-        )
+    arrays = {
+        # NumPy's files know no bfloat16; float32 holds it exactly.
+        name: ops.convert_to_numpy(_widened(leaf))
+        for name, leaf in _named_leaves(state).items()
+    }
+    with whole_file(path) as place, open(place, "wb") as file:
+        np.savez(file, **arrays)
 
 
 def load_state(model, path):
@@ -65,14 +87,14 @@ def load_state(model, path):
         The state.
 
     Raises:
+        FileNotFoundError: if there is no such file.
         ValueError: for a file that is not a state of this model.
     """
     like = model.init_state(1, max_length=1)
     leaves = _named_leaves(like)
     try:
-        with np.load(path) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (ValueError, zipfile.BadZipFile) as error:
+        arrays = _read_arrays(regular_file(path))
+    except DAMAGE as error:
         raise ValueError(
             "A state must be read from a file of `save_state`. Received: "
             f"{str(path)!r} ({error}). Save it anew."
@@ -98,6 +120,27 @@ def load_state(model, path):
             for name, leaf in leaves.items()
         ],
     )
+
+
+def _read_arrays(path):
+    """The arrays of a file, none of them larger than what is stored."""
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            with archive.open(member) as file:
+                version = np.lib.format.read_magic(file)
+                read_header = {
+                    (1, 0): np.lib.format.read_array_header_1_0,
+                    (2, 0): np.lib.format.read_array_header_2_0,
+                }[version]
+                shape, _, dtype = read_header(file)
+                stored = member.compress_size - file.tell()
+            if math.prod(shape) * dtype.itemsize != stored:
+                raise ValueError(
+                    f"{member.filename} has a shape {shape} without as many "
+                    "numbers"
+                )
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
 
 
 def _named_leaves(state):

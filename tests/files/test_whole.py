@@ -1,6 +1,6 @@
 import pytest
 
-from keras_griffin.checkpoints.whole_folder import whole_folder
+from keras_griffin.files.whole import whole_folder
 
 pytestmark = pytest.mark.backend_independent
 
