@@ -10,6 +10,7 @@ from keras_griffin.checkpoints import model_card
 from keras_griffin.checkpoints import preset_files
 from keras_griffin.checkpoints import tokenizer_files
 from keras_griffin.files.whole import check_room
+from keras_griffin.files.whole import is_partial
 from keras_griffin.files.whole import whole_folder
 from keras_griffin.generation import chat_template
 
@@ -26,6 +27,9 @@ def save_preset(save, path, model, max_shard_size):
     Raises:
         OSError: if the disk is full.
     """
+    if is_partial(path):  # of a task, which KerasHub saves by its parts
+        save(str(path), max_shard_size=max_shard_size)
+        return
     backbone, _ = _parts(model)
     of_backbone = backbone is model
     stale = preset_files.OF_BACKBONE if of_backbone else preset_files.OF_TASK
@@ -47,6 +51,9 @@ def save_part_of_preset(save, path):
         save: callable. KerasHub's method.
         path: str or path. The folder; other files in it stay.
     """
+    if is_partial(path):
+        save(str(path))
+        return
     with whole_folder(path, replace=True) as folder:
         save(str(folder))
         preset_files.write_manifest(folder, pathlib.Path(path))

@@ -18,6 +18,7 @@ from keras_griffin.checkpoints import weight_map
 from keras_griffin.files import inside
 from keras_griffin.files.whole import check_room
 from keras_griffin.files.whole import finish
+from keras_griffin.files.whole import is_partial
 from keras_griffin.files.whole import whole_file
 from keras_griffin.files.whole import whole_folder
 
@@ -143,8 +144,9 @@ def hdf5_bytes(model):
 @contextlib.contextmanager
 def _written(model, path, replace):
     """Gives the path that Keras writes to, to become `path`."""
-    if _is_remote(path) or (not replace and os.path.exists(path)):
-        yield path  # Keras sends it elsewhere, or asks first
+    asks = not replace and os.path.exists(path)
+    if asks or _is_remote(path) or is_partial(path):
+        yield path
         return
     check_room(path, hdf5_bytes(model))
     path = pathlib.Path(path)

@@ -162,6 +162,12 @@ def finish(folder):
             ) from error
 
 
+def is_partial(path):
+    """Whether a path lies in what is being written, and is whole with it."""
+    parts = pathlib.Path(path).absolute().parts
+    return any(part.startswith(PARTIAL) for part in parts)
+
+
 def check_room(path, size):
     """Raises unless a disk has room, before HDF5 writes to it.
 
