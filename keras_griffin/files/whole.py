@@ -121,6 +121,7 @@ def whole_folder(path, replace=False, stale=()):
     target.parent.mkdir(parents=True, exist_ok=True)
     # Beside the target, or in it: a rename must not cross file systems.
     beside = target if target.is_dir() else target.parent
+    _clean(target.parent)
     with _scratch(beside) as scratch:
         inner = scratch / FOLDER / (target.name or "root")
         inner.mkdir(parents=True)
@@ -191,8 +192,7 @@ def check_room(path, size):
 @contextlib.contextmanager
 def _scratch(parent):
     """A hidden folder in `parent`; those that writers died with go."""
-    for left in parent.glob(PARTIAL + "*"):
-        _remove_abandoned(left)
+    _clean(parent)
     scratch = None
     try:
         scratch = pathlib.Path(tempfile.mkdtemp(prefix=PARTIAL, dir=parent))
@@ -207,15 +207,16 @@ def _scratch(parent):
             _remove(scratch)
 
 
-def _remove_abandoned(scratch):
-    """Removes a hidden folder unless its writer is alive."""
-    if not (scratch / LOCK).is_file():
-        with contextlib.suppress(OSError):
-            scratch.rmdir()
-        return
-    with contextlib.suppress(filelock.Timeout):
-        with filelock.FileLock(scratch / LOCK, blocking=False):
-            _remove(scratch)
+def _clean(parent):
+    """Removes the hidden folders whose writers are not alive."""
+    for scratch in parent.glob(PARTIAL + "*"):
+        if not (scratch / LOCK).is_file():
+            with contextlib.suppress(OSError):
+                scratch.rmdir()
+            continue
+        with contextlib.suppress(filelock.Timeout):
+            with filelock.FileLock(scratch / LOCK, blocking=False):
+                _remove(scratch)
 
 
 def _remove(scratch):

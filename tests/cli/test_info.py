@@ -72,7 +72,7 @@ def test_info_of_a_hugging_face_folder(tmp_path, capsys):
     "text, message",
     [
         (None, "There is no config.json"),
-        ("{", "is not JSON"),
+        ("{", "must be JSON"),
         ("[]", "describes no model of this package"),
         ('{"model_type": "llama"}', "describes no model of this package"),
         ('{"model_type": "recurrent_gemma"}', "`num_key_value_heads`"),
