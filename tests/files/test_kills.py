@@ -45,10 +45,7 @@ def sweep(write, load, old, new, root, most=None):
         old: what is there before; `None`: nothing.
         new: what is there after.
         root: path.
-        most: int. Steps between two that are tried. Defaults to `None`: all.
-
-    Yields:
-        After each: whether the new content is there.
+        most: int. Of how many steps one is tried. Defaults to `None`: all.
     """
     restore = keep(root)
     steps = kills.count_steps(write, root)
@@ -152,7 +149,7 @@ def test_a_preset(tmp_path, before, shard):
         None if before is None else 1.0,
         2.0,
         tmp_path,
-        most=3,
+        most=11,
     )
     assert (len(list(path.glob("model_*"))) > 1) == (shard == SHARD)
 
@@ -206,14 +203,17 @@ def test_exports_appear_whole_or_not_at_all(tmp_path, text_model, form):
 
     def files():
         whole.finish(path)
-        found = [p for p in path.rglob("*") if whole.PARTIAL not in str(p)]
-        return sorted(p.relative_to(path).as_posix() for p in found) or None
+        # Further down orbax names files by chance.
+        found = path.iterdir() if path.exists() else ()
+        names = sorted(p.name for p in found)
+        return [n for n in names if not n.startswith(whole.PARTIAL)] or None
 
     def write():
         EXPORTS[form](text_model, path)
 
     steps = kills.count_steps(write, tmp_path)
     new = files()
+    assert new
     for after in sorted({*range(0, steps, 1 + steps // 6), steps - 1}):
         remove(path)
         kills.kill(write, tmp_path, after)
@@ -244,6 +244,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_a_real_kill(tmp_path):
     """SIGKILL at some moment of many saves, several times."""
     path = tmp_path / "model"
