@@ -385,7 +385,7 @@ def _open_torch(path):
                 f"run code when they are loaded. Received: {path} ({reason}). "
                 "Save `model.state_dict()`, or download the file again."
             ) from error
-        except (RuntimeError, EOFError, OSError, *ODD) as error:
+        except (RuntimeError, EOFError, OSError, ValueError, *ODD) as error:
             raise _damaged(path, error) from error
 
     state_dict = tensors()

@@ -105,8 +105,10 @@ def build_backbone(cls, source, load_weights, overrides):
     """
     arguments = {**_arguments(source, load_weights), **overrides}
     if not load_weights:
-        return cls(**arguments)
-    backbone = weight_map.build_empty(lambda: cls(**arguments))
+        with keras_files.explained(source.path):
+            return cls(**arguments)
+    with keras_files.explained(source.path):
+        backbone = weight_map.build_empty(lambda: cls(**arguments))
     if source.kind == "huggingface":
         huggingface_weights.load_weights(backbone, source.path)
     else:

@@ -17,6 +17,7 @@ DAMAGE = (
     EOFError,
     KeyError,
     NotImplementedError,
+    OSError,
     RuntimeError,
     SyntaxError,
     TypeError,
@@ -92,8 +93,9 @@ def load_state(model, path):
     """
     like = model.init_state(1, max_length=1)
     leaves = _named_leaves(like)
+    regular_file(path)
     try:
-        arrays = _read_arrays(regular_file(path))
+        arrays = _read_arrays(path)
     except DAMAGE as error:
         raise ValueError(
             "A state must be read from a file of `save_state`. Received: "
