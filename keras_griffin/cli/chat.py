@@ -1,5 +1,6 @@
 """`keras-griffin chat`: a conversation in the terminal."""
 
+import sys
 from pathlib import Path
 
 from keras_griffin.cli import common
@@ -69,4 +70,7 @@ def converse(session, file=None):
             pass
         print()
         if file is not None and session.state is not None:
-            session.save(file)
+            try:
+                session.save(file)
+            except OSError as error:  # the next reply may find room
+                print(f"keras-griffin: not saved: {error}", file=sys.stderr)

@@ -1,5 +1,12 @@
+import errno
+import os
+import shutil
+import types
+
 import pytest
 
+from keras_griffin.files import whole
+from keras_griffin.files.whole import whole_file
 from keras_griffin.files.whole import whole_folder
 
 pytestmark = pytest.mark.backend_independent
@@ -72,3 +79,86 @@ def test_a_file_is_no_folder(tmp_path):
     with pytest.raises(ValueError, match="which is a file"):
         with whole_folder(tmp_path / "file", replace=True):
             pass
+
+
+def test_a_file_appears_at_the_end(tmp_path):
+    target = tmp_path / "a"
+    with whole_file(target) as file:
+        file.write_text("new")
+        assert not target.exists()
+    assert target.read_text() == "new"
+    (tmp_path / "b").write_text("")  # readable as any file of the user
+    assert target.stat().st_mode == (tmp_path / "b").stat().st_mode
+    target.chmod(0o600)
+    (tmp_path / "link").symlink_to("a")
+    with whole_file(tmp_path / "link") as file:
+        file.write_text("newer")
+    assert target.read_text() == "newer" and target.stat().st_mode % 512 == 384
+    assert {p.name for p in tmp_path.iterdir()} == {"a", "b", "link"}
+
+
+def test_an_error_keeps_the_old_file(tmp_path):
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(KeyError):
+        with whole_file(tmp_path / "a") as file:
+            file.write_text("new")
+            raise KeyError
+    assert (tmp_path / "a").read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_device_is_written_to_as_it_is():
+    with whole_file("/dev/null") as file:
+        file.write_text("x")
+
+
+def test_places_where_no_file_can_be(tmp_path, monkeypatch):
+    with pytest.raises(IsADirectoryError, match="which is a folder"):
+        with whole_file(tmp_path):
+            pass
+    with pytest.raises(FileNotFoundError, match="folder that exists"):
+        with whole_file(tmp_path / "no" / "x"):
+            pass
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may do all
+    with pytest.raises(PermissionError, match="where you may write"):
+        with whole_file(tmp_path / "x"):
+            pass
+
+
+def test_a_file_takes_no_folders_place(tmp_path):
+    (tmp_path / "x").mkdir()
+    with pytest.raises(ValueError, match="Files take the place of files"):
+        with whole_folder(tmp_path, replace=True) as folder:
+            fill(folder, "x")
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_full_disk(tmp_path, monkeypatch):
+    usage = types.SimpleNamespace(free=10)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    whole.check_room(tmp_path / "no" / "x", 10)
+    with pytest.raises(OSError, match="must have room.*10 of 11 bytes") as e:
+        whole.check_room(tmp_path / "no" / "x", 11)
+    assert e.value.errno == errno.ENOSPC
+    with pytest.raises(OSError, match="must have room.*as it was"):
+        with whole_file(tmp_path / "x"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_replacement_that_cannot_be_ended(tmp_path, monkeypatch):
+    fill(tmp_path, "config.json")
+
+    def fail(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", fail)
+        with pytest.raises(PermissionError, match="must be ended before"):
+            with whole_folder(tmp_path, replace=True) as folder:
+                fill(folder, "config.json", "x")
+        with pytest.raises(PermissionError, match="must be ended before"):
+            whole.finish(tmp_path)
+    with pytest.raises(ValueError, match="with .'config.json', 'x'"):
+        with whole_folder(tmp_path):  # which ends it first
+            pass
+    whole.finish(tmp_path / "nowhere")
