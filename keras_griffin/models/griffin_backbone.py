@@ -432,7 +432,8 @@ class GriffinBackbone(Backbone):
         if not lora.lora_layers(self):
             self.enable_lora(rank, names)
         lora.check_same_targets(self, names)
-        super().load_lora_weights(filepath)
+        with keras_files.explained(filepath):
+            super().load_lora_weights(filepath)
 
     def merge_lora(self):
         """Adds the adapters to the weights and removes them.

@@ -73,7 +73,7 @@ def test_info_of_a_hugging_face_folder(tmp_path, capsys):
     [
         (None, "There is no config.json"),
         ("{", "must be JSON"),
-        ("[]", "describes no model of this package"),
+        ("[]", "must hold a JSON object"),
         ('{"model_type": "llama"}', "describes no model of this package"),
         ('{"model_type": "recurrent_gemma"}', "`num_key_value_heads`"),
     ],
