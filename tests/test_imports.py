@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = (
     "version",
     "keras_compat",
+    "files",
     "kernels",
     "layers",
     "distribution",
@@ -36,6 +37,7 @@ RANKS = {room: rank for rank, room in enumerate(ROOMS)}
 
 # Needed by every installation; all else is imported where it is used.
 ALWAYS_THERE = {
+    "filelock",
     "h5py",
     "keras",
     "keras_griffin",

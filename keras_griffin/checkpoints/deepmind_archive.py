@@ -7,16 +7,18 @@ RecurrentGemma's, unless the archive was written here and has SETTINGS_FILE.
 """
 
 import json
+import math
+import os
 import pathlib
 import pickle
 import typing
 import zipfile
 
-import keras
-
 from keras_griffin.checkpoints import deepmind
-from keras_griffin.checkpoints import safetensors_folder
+from keras_griffin.checkpoints import sizes
 from keras_griffin.checkpoints import weight_map
+from keras_griffin.files import inside
+from keras_griffin.files.whole import finish
 
 FRAMEWORKS = ("flax", "torch")
 TOKENIZER_FILE = "tokenizer.model"
@@ -39,6 +41,9 @@ FIXED = {
     "layer_norm_epsilon": 1e-6,
 }
 CONV_KERNEL_SIZE = 4
+# What orbax and torch raise of damaged files besides: they look no field up
+# with care.
+ODD = (AttributeError, AssertionError, IndexError, KeyError, TypeError)
 
 
 class Archive(typing.NamedTuple):
@@ -64,9 +69,11 @@ def find(path):
         path: str or path. The archive's folder, its orbax folder or .pt file.
 
     Raises:
-        ValueError: if there are several checkpoints in the folder.
+        ValueError: if there are several checkpoints in the folder, or a file
+            of it lies elsewhere or is no regular one.
     """
     path = pathlib.Path(path)
+    finish(path)
     if path.is_file():
         found = [path] if path.suffix == ".pt" else []
     elif _is_orbax(path):
@@ -84,15 +91,36 @@ def find(path):
     (checkpoint,) = found
     beside = checkpoint.parent
 
-    def file(name):
-        return beside / name if (beside / name).is_file() else None
+    def file(name, limit):
+        if not inside.has_file(beside, name):
+            return None
+        return inside.file_inside(beside, name, limit)
 
+    if path.is_dir():
+        _check_inside(path, checkpoint)
     return Archive(
         "flax" if checkpoint.is_dir() else "torch",
         checkpoint,
-        file(TOKENIZER_FILE),
-        file(SETTINGS_FILE),
+        file(TOKENIZER_FILE, inside.TOKENIZER_LIMIT),
+        file(SETTINGS_FILE, inside.JSON_LIMIT),
     )
+
+
+def _check_inside(folder, checkpoint):
+    """Raises unless all files of a checkpoint are regular ones of a folder."""
+    names = [checkpoint.relative_to(folder)] if checkpoint.is_file() else []
+    for above, folders, files in os.walk(checkpoint):
+        inner = pathlib.Path(above).relative_to(folder)
+        for name in folders:
+            if (folder / inner / name).is_symlink():
+                raise ValueError(
+                    "A checkpoint's folders must be no links. Received: "
+                    f"{os.path.join(above, name)!r}. Put the files themselves "
+                    "there, if you trust them."
+                )
+        names += [inner / name for name in files]
+    for name in names:
+        inside.file_inside(folder, name)
 
 
 def _is_checkpoint(path):
@@ -116,14 +144,23 @@ def backbone_config(archive):
         ImportError: if orbax-checkpoint or torch is not installed.
         ValueError: if the checkpoint is damaged or of another model.
     """
-    if archive.settings is not None:
-        return safetensors_folder.read_json(archive.settings)
     shapes = _open(archive).shapes
+    elements = sum(map(math.prod, shapes.values()))
+    if archive.settings is not None:
+        arguments = inside.read_json(archive.settings.parent, SETTINGS_FILE)
+        sizes.check(arguments, elements, archive.settings)
+        return arguments
     if archive.framework == "torch":
         shapes = deepmind.flax_shapes(shapes)
-    config = deepmind.config_from_shapes(shapes, **RECURRENT_GEMMA)
+    try:
+        config = deepmind.config_from_shapes(shapes, **RECURRENT_GEMMA)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        # A shape of another rank, or a tensor that is missing.
+        raise _damaged(archive.checkpoint, error) from error
     # Attention alone has no convolution to tell it.
-    return {"conv_kernel_size": CONV_KERNEL_SIZE, **config}
+    config = {"conv_kernel_size": CONV_KERNEL_SIZE, **config}
+    sizes.check(config, elements, archive.checkpoint)
+    return config
 
 
 def stored_dtypes(archive):
@@ -268,7 +305,7 @@ def _open_orbax(path):
     checkpointer = orbax.Checkpointer(orbax.PyTreeCheckpointHandler())
     try:
         metadata = checkpointer.metadata(path).item_metadata
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, *ODD) as error:
         raise _damaged(path, error) from error
     if metadata is None:
         raise _damaged(path, "orbax finds no parameters in it")
@@ -289,18 +326,27 @@ def _open_orbax(path):
         )
         try:
             value = checkpointer.restore(path, args=args)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, *ODD) as error:
             raise _damaged(path, error) from error
         for level in levels:
             value = value[level]
         return value
 
     leaves = {levels[len(prefix) :]: leaf for levels, leaf in leaves.items()}
-    return _Checkpoint(
-        {"/".join(levels): tuple(x.shape) for levels, x in leaves.items()},
-        {"/".join(levels): x.dtype.name for levels, x in leaves.items()},
-        read,
+    try:
+        checkpoint = _Checkpoint(
+            {"/".join(levels): tuple(x.shape) for levels, x in leaves.items()},
+            {"/".join(levels): x.dtype.name for levels, x in leaves.items()},
+            read,
+        )
+    except (AttributeError, TypeError) as error:  # other leaves than arrays
+        raise _damaged(path, error) from error
+    size = sum(
+        math.prod(x.shape) * weight_map.np_dtype(x.dtype.name).itemsize
+        for x in leaves.values()
     )
+    sizes.check_compression(path, size)
+    return checkpoint
 
 
 def _as_array(orbax):
@@ -339,22 +385,29 @@ def _open_torch(path):
                 f"run code when they are loaded. Received: {path} ({reason}). "
                 "Save `model.state_dict()`, or download the file again."
             ) from error
-        except (RuntimeError, EOFError, OSError) as error:
+        except (RuntimeError, EOFError, OSError, ValueError, *ODD) as error:
             raise _damaged(path, error) from error
 
     state_dict = tensors()
     if not isinstance(state_dict, dict) or not all(
-        isinstance(x, torch.Tensor) for x in state_dict.values()
+        isinstance(name, str)
+        and isinstance(x, torch.Tensor)
+        and (x.layout, x.device.type) == (torch.strided, "cpu")
+        for name, x in state_dict.items()
     ):
         raise ValueError(
             "A .pt file must hold a state dict: names and tensors. Received: "
             f"{path}, with a {type(state_dict).__name__} of other things. Save "
             "`model.state_dict()`."
         )
+    for name, x in state_dict.items():
+        stored = x.untyped_storage().nbytes()
+        if stored < x.numel() * x.element_size():
+            raise _damaged(path, f"{name} has a shape without values")
     return _Checkpoint(
         {name: tuple(x.shape) for name, x in state_dict.items()},
         {
-            name: keras.backend.standardize_dtype(str(x.dtype).split(".")[1])
+            name: str(x.dtype).removeprefix("torch.")
             for name, x in state_dict.items()
         },
         lambda name: deepmind.torch_to_numpy(tensors()[name]),

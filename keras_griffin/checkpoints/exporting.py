@@ -5,33 +5,58 @@ import pathlib
 from keras_griffin.checkpoints import deepmind_archive
 from keras_griffin.checkpoints import huggingface_config
 from keras_griffin.checkpoints import huggingface_weights
+from keras_griffin.checkpoints import keras_files
 from keras_griffin.checkpoints import model_card
+from keras_griffin.checkpoints import preset_files
 from keras_griffin.checkpoints import tokenizer_files
-from keras_griffin.checkpoints.whole_folder import whole_folder
+from keras_griffin.files.whole import check_room
+from keras_griffin.files.whole import is_partial
+from keras_griffin.files.whole import whole_folder
 from keras_griffin.generation import chat_template
 
 
-def save_preset(save, path, backbone, max_shard_size):
+def save_preset(save, path, model, max_shard_size):
     """Runs KerasHub's `save_to_preset`, whole or not at all.
 
     Args:
         save: callable. KerasHub's method.
         path: str or path. The folder.
-        backbone: `GriffinBackbone`, for the model card.
+        model: `GriffinCausalLM` or `GriffinBackbone`.
         max_shard_size: int, float or `None` [GB].
+
+    Raises:
+        OSError: if the disk is full.
     """
+    if is_partial(path):  # of a task, which KerasHub saves by its parts
+        save(str(path), max_shard_size=max_shard_size)
+        return
+    backbone, _ = _parts(model)
+    of_backbone = backbone is model
+    stale = preset_files.OF_BACKBONE if of_backbone else preset_files.OF_TASK
     target = pathlib.Path(path)
-    with whole_folder(target, replace=True) as folder:
+    check_room(target, keras_files.hdf5_bytes(backbone))
+    with whole_folder(target, replace=True, stale=stale) as folder:
         save(str(folder), max_shard_size=max_shard_size)
         if (target / model_card.FILE).exists():  # the user's, or an older one
             (folder / model_card.FILE).unlink(missing_ok=True)
         else:
             model_card.write(folder, backbone, "keras-hub")
-        new = {file.name for file in folder.iterdir()}
-    # KerasHub would rather read one old file than the new shards.
-    for file in target.glob("model*.weights.*"):
-        if file.name not in new:
-            file.unlink()
+        preset_files.write_manifest(folder, target, stale)
+
+
+def save_part_of_preset(save, path):
+    """Runs `save_to_preset` of a tokenizer or preprocessor, in the same way.
+
+    Args:
+        save: callable. KerasHub's method.
+        path: str or path. The folder; other files in it stay.
+    """
+    if is_partial(path):
+        save(str(path))
+        return
+    with whole_folder(path, replace=True) as folder:
+        save(str(folder))
+        preset_files.write_manifest(folder, pathlib.Path(path))
 
 
 def export_to_transformers(model, path, max_shard_size=5):

@@ -5,9 +5,10 @@ on the Hub. Checked against transformers 5.23.
 """
 
 import json
+import math
 import pathlib
 
-from keras_griffin.checkpoints import safetensors_folder
+from keras_griffin.files import inside
 
 MODEL_TYPE = "recurrent_gemma"
 CONFIG_FILE = "config.json"
@@ -32,6 +33,16 @@ DEFAULTS = {
     "attention_bias": False,
     "embeddings_scale_by_sqrt_dim": True,
 }
+# Their default is that they are not there.
+OLDER_FIELDS = {
+    "rope_theta": 10_000.0,
+    "partial_rotary_factor": 0.5,
+    "rope_parameters": {},
+    "block_types": [],
+    "_block_types": [],
+    OUR_KEY: {},
+}
+MAY_BE_NULL = ("logits_soft_cap", *OLDER_FIELDS)
 DEFAULT_PATTERN = ("recurrent", "recurrent", "attention")
 DEFAULT_ROPE_THETA = 10_000.0
 DEFAULT_PARTIAL_ROTARY_FACTOR = 0.5
@@ -50,13 +61,12 @@ def read_config(folder):
     Raises:
         ValueError: if there is no config.json, or it is not a JSON object.
     """
-    path = pathlib.Path(folder) / CONFIG_FILE
-    if not path.is_file():
+    if not inside.has_file(folder, CONFIG_FILE):
         raise ValueError(
             f"A folder in Hugging Face's format must hold {CONFIG_FILE}. "
             f"Received: {folder}. Give the folder that `save_pretrained` wrote."
         )
-    return safetensors_folder.read_json(path)
+    return inside.read_json(folder, CONFIG_FILE)
 
 
 def backbone_config(hf_config):
@@ -91,6 +101,7 @@ def backbone_config(hf_config):
         "Load this checkpoint with the library it was made for.",
     )
     config = {**DEFAULTS, **hf_config}
+    _check_kinds(config)
     _check_architecture(config)
     hidden = config["hidden_size"]
     heads = config["num_attention_heads"]
@@ -116,6 +127,27 @@ def backbone_config(hf_config):
         # For a model built without the weights.
         "decay_initializer": "reference",
     }
+
+
+def _check_kinds(config):
+    """Refuses values of another kind than the field has."""
+    for name, default in {**DEFAULTS, **OLDER_FIELDS}.items():
+        value = config.get(name)
+        if value is None and (default is None or name in MAY_BE_NULL):
+            continue
+        kind = int if default is None else type(default)
+        fits = type(value) is kind or (kind is float and type(value) is int)
+        if kind is int:
+            fits = fits and value > 0
+        if kind is float:
+            fits = fits and math.isfinite(value)
+        _require(
+            fits,
+            f"`{name}` must be "
+            + ("a positive integer" if kind is int else f"a {kind.__name__}"),
+            f"{name}={value!r:.80}",
+            "Correct config.json, or download it again.",
+        )
 
 
 def _check_architecture(config):
@@ -243,11 +275,11 @@ def _window(config):
     writes W + 1 and, under OUR_KEY, W.
     """
     theirs = config["attention_window_size"]
-    if OUR_KEY not in config:
+    if config.get(OUR_KEY) is None:
         return theirs
-    ours = config[OUR_KEY]["attention_window_size"]
+    ours = config[OUR_KEY].get("attention_window_size")
     _require(
-        theirs == ours + 1,
+        type(ours) is int and theirs == ours + 1,
         f"`attention_window_size` must be one more than that of `{OUR_KEY}`, "
         "which does not count the token itself",
         f"{theirs} and {ours}",
@@ -262,7 +294,7 @@ def _block_types(config):
     pattern = config.get("block_types") or config.get("_block_types")
     pattern = tuple(pattern or DEFAULT_PATTERN)
     _require(
-        set(pattern) <= set(BLOCK_TYPES),
+        all(isinstance(x, str) and x in BLOCK_TYPES for x in pattern),
         f"`block_types` must be among {list(BLOCK_TYPES)}",
         f"block_types={list(pattern)}",
         "Correct config.json.",
@@ -285,6 +317,13 @@ def _rope(config):
         f"rope_type={rope['rope_type']!r}",
         "Scaled rotary embeddings are not part of RecurrentGemma.",
     )
+    for name in ("rope_theta", "partial_rotary_factor"):
+        _require(
+            type(rope[name]) in (int, float) and math.isfinite(rope[name]),
+            f"`{name}` must be a number",
+            f"{name}={rope[name]!r:.80}",
+            "Correct config.json.",
+        )
     return rope["rope_theta"], rope["partial_rotary_factor"]
 
 

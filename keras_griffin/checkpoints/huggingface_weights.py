@@ -6,6 +6,8 @@ Reads and writes the safetensors of a folder as
 5.23.
 """
 
+import math
+
 import numpy as np
 
 from keras_griffin.checkpoints import safetensors_folder
@@ -191,6 +193,20 @@ def stored_dtypes(folder):
     _check_dtypes(tensors, folder)
     names = safetensors_folder.FLOAT_DTYPES
     return {names[tensor.dtype] for tensor in tensors.values()}
+
+
+def stored_elements(folder):
+    """Returns how many numbers a folder's weights have.
+
+    Args:
+        folder: str or path. A folder in Hugging Face's format.
+
+    Raises:
+        ValueError: as `load_weights`.
+    """
+    tensors = safetensors_folder.stored_tensors(folder)
+    tensors.pop(OUTPUT_EMBEDDING, None)
+    return sum(math.prod(tensor.shape) for tensor in tensors.values())
 
 
 def export_tensors(backbone):

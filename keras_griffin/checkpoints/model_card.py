@@ -1,11 +1,10 @@
 """A README.md for a folder of weights, with what is known of the model."""
 
-import collections
 import pathlib
 
 import keras
 
-from keras_griffin.checkpoints.preset_index import block_sequence
+from keras_griffin.checkpoints.preset_index import block_counts
 from keras_griffin.version import __version__
 
 FILE = "README.md"
@@ -84,7 +83,7 @@ def write(folder, backbone, form):
     config = backbone.get_config()
     for name in ("name", "trainable", "dtype", "implementation"):
         config.pop(name, None)
-    counts = collections.Counter(block_sequence(config))
+    counts = block_counts(config)
     more = "" if form == "keras-hub" else ALSO_OURS
     window = backbone.attention_window_size
     if form == "transformers":

@@ -1,5 +1,6 @@
 """The presets by name: one JSON entry each in `presets/`. Needs no Keras."""
 
+import collections
 import difflib
 import json
 from importlib import resources
@@ -171,23 +172,27 @@ def parameter_count(backbone):
         backbone["intermediate_dim"], hidden
     )
     blocks = sum(
-        2 * hidden + mixers[block_type.rpartition("_")[2]] + mlp
-        for block_type in block_sequence(backbone)
+        count * (2 * hidden + mixers[block_type.rpartition("_")[2]] + mlp)
+        for block_type, count in block_counts(backbone).items()
     )
     return backbone["vocabulary_size"] * hidden + blocks + hidden
 
 
-def block_sequence(backbone):
-    """The type of every block, the pattern repeated to `num_layers`.
+def block_counts(backbone):
+    """The number of blocks of each type, the pattern repeated to `num_layers`.
 
     Args:
         backbone: dict. Arguments of `GriffinBackbone`.
 
     Returns:
-        A list of strings, `num_layers` long.
+        A `collections.Counter` of strings, in the order of the pattern.
     """
-    pattern = backbone["block_types"]
-    return [pattern[i % len(pattern)] for i in range(backbone["num_layers"])]
+    pattern = tuple(backbone["block_types"])
+    rounds, rest = divmod(backbone["num_layers"], len(pattern))
+    counts = collections.Counter()
+    for i, block_type in enumerate(pattern):
+        counts[block_type] += rounds + (i < rest)
+    return +counts  # without the types that are not there
 
 
 def _dense(inputs, outputs):

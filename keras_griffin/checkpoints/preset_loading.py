@@ -1,23 +1,31 @@
 """Finds out what a preset's name, folder or handle stands for, and loads it."""
 
-import json
+import contextlib
 import os
 from dataclasses import dataclass
-
-import h5py
 
 from keras_griffin.checkpoints import deepmind_archive
 from keras_griffin.checkpoints import huggingface_config
 from keras_griffin.checkpoints import huggingface_weights
+from keras_griffin.checkpoints import keras_files
 from keras_griffin.checkpoints import preset_download
+from keras_griffin.checkpoints import preset_files
+from keras_griffin.checkpoints import sizes
 from keras_griffin.checkpoints import weight_map
 from keras_griffin.checkpoints.preset_index import preset_entry
 from keras_griffin.checkpoints.preset_index import shipped_preset_path
 from keras_griffin.checkpoints.tokenizer_files import TOKENIZER_FILE
+from keras_griffin.files import inside
+from keras_griffin.files.whole import finish
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.weights.h5"
 SHARDED_WEIGHTS_FILE = "model.weights.json"
+TASK_FILE = "task.json"
+# Of KerasHub, beside CONFIG_FILE; each may be missing.
+OBJECT_FILES = (TASK_FILE, "preprocessor.json", "tokenizer.json")
+VOCABULARY_FILE = "assets/tokenizer/vocabulary.spm"
+OUR_BACKBONE = "keras_griffin>GriffinBackbone"
 # Parts of a Kaggle handle, with and without the version.
 KAGGLE_PARTS = (4, 5)
 
@@ -95,10 +103,12 @@ def build_backbone(cls, source, load_weights, overrides):
     Raises:
         ValueError: for damaged or unfitting files. Nothing is returned then.
     """
-    arguments = {**_arguments(source), **overrides}
+    arguments = {**_arguments(source, load_weights), **overrides}
     if not load_weights:
-        return cls(**arguments)
-    backbone = weight_map.build_empty(lambda: cls(**arguments))
+        with keras_files.explained(source.path):
+            return cls(**arguments)
+    with keras_files.explained(source.path):
+        backbone = weight_map.build_empty(lambda: cls(**arguments))
     if source.kind == "huggingface":
         huggingface_weights.load_weights(backbone, source.path)
     else:
@@ -124,9 +134,11 @@ def tokenizer_path(source):
         if path is not None:
             return os.fspath(path)
     else:
-        path = os.path.join(source.path, TOKENIZER_FILE)
-        if os.path.isfile(path):
-            return path
+        if inside.has_file(source.path, TOKENIZER_FILE):
+            path = inside.file_inside(
+                source.path, TOKENIZER_FILE, inside.TOKENIZER_LIMIT
+            )
+            return os.fspath(path)
     raise ValueError(
         f"A checkpoint must come with {TOKENIZER_FILE} for text to "
         f"be tokenized. Received: {source.path!r} without it. Copy the file "
@@ -161,10 +173,15 @@ def stored_dtype(source):
         archive = deepmind_archive.find(source.path)
         dtypes = deepmind_archive.stored_dtypes(archive)
     else:
-        dtype = _read_config(_keras_config_path(source.path))
-        dtype = dtype["config"]["dtype"]["config"]
-        # A policy that casts for its computations has a name of its own.
-        name = dtype.get("name", "")
+        config = _read_config(_keras_config_path(source.path))
+        try:
+            # A policy that casts for its computations has a name of its own.
+            name = config["config"]["dtype"]["config"].get("name", "")
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{CONFIG_FILE} must tell the dtype. Received: "
+                f"{source.path!r}, without it. Copy or download it again."
+            ) from error
         dtypes = {"float32" if name.startswith("mixed_") else name}
     if len(dtypes) > 1:
         return "float32"  # bfloat16 and float16 both fit
@@ -186,7 +203,7 @@ def _keras_config_path(path):
     return os.path.join(path, CONFIG_FILE)
 
 
-def _arguments(source):
+def _arguments(source, load_weights):
     """`GriffinBackbone` arguments of a source that is not KerasHub's."""
     if source.kind == "architecture":
         return preset_entry(source.path)["backbone"]
@@ -194,7 +211,16 @@ def _arguments(source):
         archive = deepmind_archive.find(source.path)
         return deepmind_archive.backbone_config(archive)
     config = huggingface_config.read_config(source.path)
-    return huggingface_config.backbone_config(config)
+    arguments = huggingface_config.backbone_config(config)
+    elements = None
+    if load_weights:
+        elements = huggingface_weights.stored_elements(source.path)
+    sizes.check(arguments, elements, f"{CONFIG_FILE} of {source.path!r}")
+    return arguments
+
+
+def _read_config(path):
+    return inside.read_json(*os.path.split(path))
 
 
 def _find_by_name(name, load_weights):
@@ -263,8 +289,8 @@ def _find_on_kaggle(handle, load_weights):
 
 
 def _find_in_folder(folder, load_weights):
-    config_path = os.path.join(folder, CONFIG_FILE)
-    if not os.path.exists(config_path):
+    finish(folder)
+    if not inside.has_file(folder, CONFIG_FILE):
         if deepmind_archive.find(folder):
             return PresetSource("deepmind", folder)
         raise ValueError(
@@ -274,61 +300,72 @@ def _find_in_folder(folder, load_weights):
             "`save_to_preset` or `save_pretrained` wrote, or that Kaggle's "
             "archive was unpacked into?"
         )
-    if "model_type" in _read_config(config_path):
+    config = inside.read_json(folder, CONFIG_FILE)
+    if "model_type" in config:
         return PresetSource("huggingface", folder)
-    if load_weights:
-        _check_keras_weights(folder)
+    _check_keras_folder(folder, config, load_weights)
     return PresetSource("keras", folder)
 
 
-def _read_config(path):
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except ValueError as error:
-        raise ValueError(
-            f"{CONFIG_FILE} must be JSON. Received: {path!r}, which breaks off "
-            f"or is damaged ({error}). Copy or download the folder again."
-        ) from error
+def _check_keras_folder(folder, config, load_weights):
+    """Refuses what KerasHub would build or follow without looking."""
+    if inside.has_file(folder, VOCABULARY_FILE):
+        inside.file_inside(folder, VOCABULARY_FILE, inside.TOKENIZER_LIMIT)
+    objects = {CONFIG_FILE: config}
+    for name in OBJECT_FILES:
+        if inside.has_file(folder, name):
+            objects[name] = inside.read_json(folder, name)
+    for name, content in objects.items():
+        if not isinstance(content.get("registered_name"), str) or not (
+            isinstance(content.get("config"), dict)
+        ):
+            raise ValueError(
+                f"{name} must hold an object's `registered_name` and `config`. "
+                f"Received: {folder!r}, in which it has {sorted(content)[:8]}. "
+                "Copy or download the folder again."
+            )
+    elements = _keras_elements(folder) if load_weights else None
+    backbones = {CONFIG_FILE: config}
+    if TASK_FILE in objects:
+        backbones[TASK_FILE] = objects[TASK_FILE]["config"].get("backbone")
+    for name, content in backbones.items():
+        # KerasHub says that a class is another one.
+        if isinstance(content, dict) and (
+            content.get("registered_name") == OUR_BACKBONE
+        ):
+            origin = f"{name} of {folder!r}"
+            sizes.check(content.get("config"), elements, origin)
 
 
-def _check_keras_weights(folder):
-    path = os.path.join(folder, WEIGHTS_FILE)
-    if os.path.exists(path):
-        _check_hdf5(path)
-        return
-    index = os.path.join(folder, SHARDED_WEIGHTS_FILE)
-    if not os.path.exists(index):
+def _keras_elements(folder):
+    """How many numbers the weights of KerasHub's folder have."""
+    if inside.has_file(folder, WEIGHTS_FILE):
+        files = [inside.file_inside(folder, WEIGHTS_FILE)]
+    elif inside.has_file(folder, SHARDED_WEIGHTS_FILE):
+        files = inside.indexed_files(folder, SHARDED_WEIGHTS_FILE)
+    else:
         raise ValueError(
             f"A preset's folder must hold its weights, {WEIGHTS_FILE} or "
             f"{SHARDED_WEIGHTS_FILE}. Received: {folder!r} with "
             f"{sorted(os.listdir(folder))[:8]}. Copy the missing file, or "
             "build without weights by `load_weights=False`."
         )
-    shards = set()
-    for names in _read_config(index)["weight_map"].values():
-        shards |= {names} if isinstance(names, str) else set(names)
-    missing = [
-        name
-        for name in sorted(shards)
-        if not os.path.exists(os.path.join(folder, name))
-    ]
-    if missing:
-        raise ValueError(
-            f"Every shard named in {SHARDED_WEIGHTS_FILE} must be there. "
-            f"Received: {folder!r}, without {', '.join(missing)}. Copy or "
-            "download what is missing."
-        )
-    for name in shards:
-        _check_hdf5(os.path.join(folder, name))
+    return sum(sizes.hdf5_elements(path) for path in files)
 
 
-def _check_hdf5(path):
-    try:
-        h5py.File(path, "r").close()
-    except OSError as error:
-        raise ValueError(
-            f"{os.path.basename(path)} must be a whole HDF5 file. Received: "
-            f"{path!r} of {os.path.getsize(path)} bytes ({error}). Copy or "
-            "download it again."
-        ) from error
+@contextlib.contextmanager
+def loading(source, weights=True):
+    """Around KerasHub's loading: its files fit together, or an error says so.
+
+    Args:
+        source: `PresetSource` of kind `"keras"`.
+        weights: bool. Whether weights are loaded.
+
+    Raises:
+        ValueError: for files that were not saved together, or are damaged.
+    """
+    with contextlib.ExitStack() as stack:
+        if os.path.isdir(source.path):
+            stack.enter_context(preset_files.checked(source.path, weights))
+        stack.enter_context(keras_files.explained(source.path))
+        yield

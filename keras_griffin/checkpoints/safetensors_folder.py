@@ -10,6 +10,8 @@ import pathlib
 
 import numpy as np
 
+from keras_griffin.files import inside
+
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 FILE_PATTERN = "model{suffix}.safetensors"  # of one file, or of shards
@@ -147,31 +149,16 @@ def _bytes(shape, dtype):
 
 
 def _weight_files(folder):
-    if (folder / WEIGHTS_FILE).is_file():
-        return [folder / WEIGHTS_FILE]
-    index_path = folder / INDEX_FILE
-    if not index_path.is_file():
+    if inside.has_file(folder, WEIGHTS_FILE):
+        return [inside.file_inside(folder, WEIGHTS_FILE)]
+    if not inside.has_file(folder, INDEX_FILE):
         raise ValueError(
             f"Weights are read from {WEIGHTS_FILE}, or from {INDEX_FILE} and "
             f"its shards. Received: {folder}, without either. Save the model "
             "with `save_pretrained(folder)` of transformers 5, which writes "
             "safetensors."
         )
-    index = read_json(index_path)
-    if not isinstance(index.get("weight_map"), dict):
-        raise ValueError(
-            "An index must map tensor names to files under `weight_map`. "
-            f"Received: {index_path}, with the keys {sorted(index)}. "
-            "Fetch the file anew."
-        )
-    names = sorted(set(index["weight_map"].values()))
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        raise ValueError(
-            f"Every shard named in {INDEX_FILE} must be there. Received: "
-            f"{folder}, without {', '.join(missing)}. Download what is missing."
-        )
-    return [folder / name for name in names]
+    return inside.indexed_files(folder, INDEX_FILE)
 
 
 def _opened(path):
@@ -189,24 +176,3 @@ def _opened(path):
             "A safetensors file must be complete and undamaged. Received: "
             f"{path} ({error}). Download it again."
         ) from error
-
-
-def read_json(path):
-    """Returns the JSON object in a file.
-
-    Raises:
-        ValueError: if it is not JSON, or not an object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(
-            f"{path.name} must be JSON. Received: {path} ({error}). "
-            "Download it again."
-        ) from error
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"{path.name} must hold a JSON object. Received: {path}, with a "
-            f"{type(content).__name__}. Download it again."
-        )
-    return content

@@ -1,5 +1,6 @@
 """`keras-griffin chat`: a conversation in the terminal."""
 
+import sys
 from pathlib import Path
 
 from keras_griffin.cli import common
@@ -28,26 +29,32 @@ def add_arguments(parser):
         metavar="FILE",
         type=Path,
         help="the conversation is read from here, if it exists, and written "
-        "here at the end",
+        "here after every reply",
     )
     common.add_model_arguments(parser)
 
 
 def run(arguments):
+    file = arguments.session
+    if file is not None:
+        common.check_writable(file)  # before anybody has said a word
     model = common.load_for_sampling(arguments)
     session = model.chat(max_new_tokens=arguments.max_new_tokens)
-    file = arguments.session
     try:
         if file is not None and file.exists():
             session.load(file)
-        converse(session)
-    except ValueError as error:
+        converse(session, file)
+    except (OSError, ValueError) as error:
         raise common.CommandError(str(error)) from error
-    if file is not None and session.state is not None:
-        session.save(file)
 
 
-def converse(session):
+def converse(session, file=None):
+    """Reads and answers until there is no more; keeps it in a file.
+
+    Args:
+        session: `ChatSession`.
+        file: path. Defaults to `None`: it is not kept.
+    """
     while True:
         try:
             message = input("> ")
@@ -62,3 +69,8 @@ def converse(session):
         except KeyboardInterrupt:  # ends the reply, not the conversation
             pass
         print()
+        if file is not None and session.state is not None:
+            try:
+                session.save(file)
+            except OSError as error:  # the next reply may find room
+                print(f"keras-griffin: not saved: {error}", file=sys.stderr)

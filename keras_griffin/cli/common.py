@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from keras_griffin.checkpoints import preset_index
+from keras_griffin.files.whole import check_place
 
 BACKENDS = ("jax", "torch", "tensorflow")  # the order of preference
 DTYPES = ("float32", "bfloat16", "float16")
@@ -115,6 +116,14 @@ def check_has_weights(preset):
             f'GriffinCausalLM.from_preset("{preset}", load_weights=False) '
             "builds it to be trained."
         )
+
+
+def check_writable(file):
+    """Raises unless a file can be written, before there is what to write."""
+    try:
+        check_place(file)
+    except OSError as error:
+        raise CommandError(str(error)) from error
 
 
 @contextlib.contextmanager

@@ -99,7 +99,7 @@ def convert(source, target, to, framework="flax", dtype=None):
             f"`to` must be one of {', '.join(FORMS)}. Received: {to!r}."
         )
     from keras_griffin.checkpoints import preset_loading
-    from keras_griffin.checkpoints.whole_folder import whole_folder
+    from keras_griffin.files.whole import whole_folder
     from keras_griffin.models.griffin_causal_lm import GriffinCausalLM
 
     with whole_folder(target) as folder:

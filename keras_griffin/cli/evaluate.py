@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from keras_griffin.cli import common
+from keras_griffin.files.whole import whole_file
 
 SUMMARY = "scores in lm-eval's tasks"
 # The tasks of arXiv:2402.19427, table 1, by lm-eval's names.
@@ -86,10 +87,8 @@ def run(arguments):
         raise common.CommandError(
             "`evaluate` needs lm-eval: pip install 'keras-griffin[eval]'"
         )
-    if arguments.output is not None and not arguments.output.parent.is_dir():
-        raise common.CommandError(
-            f"There is no folder {arguments.output.parent}."
-        )
+    if arguments.output is not None:
+        common.check_writable(arguments.output)
     model = common.load_model(
         arguments.preset, arguments.backend, arguments.dtype
     )
@@ -106,7 +105,11 @@ def run(arguments):
         print(make_table(results, "groups"))
     if arguments.output is not None:
         text = json.dumps(results, indent=2, default=str)
-        arguments.output.write_text(text + "\n", encoding="utf-8")
+        try:
+            with whole_file(arguments.output) as file:
+                file.write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise common.CommandError(str(error)) from error
 
 
 def _measured(model, arguments):

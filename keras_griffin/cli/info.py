@@ -1,11 +1,10 @@
 """`keras-griffin info`: sizes and memory of a model, nothing built."""
 
-import collections
-import json
 from pathlib import Path
 
 from keras_griffin.checkpoints import preset_index
 from keras_griffin.cli import common
+from keras_griffin.files import inside
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 # Weights, gradients and AdamW's two moments.
@@ -46,7 +45,7 @@ def run(arguments):
         f"\nParameters: {parameters:,} "
         f"({parameters - embedding:,} without the embedding)"
     )
-    blocks = collections.Counter(preset_index.block_sequence(backbone))
+    blocks = preset_index.block_counts(backbone)
     counts = ", ".join(f"{count} {name}" for name, count in blocks.items())
     print(f"Blocks: {backbone['num_layers']} ({counts})")
     _print_memory(backbone, parameters, blocks)
@@ -102,32 +101,33 @@ def _bytes(number):
 def folder_config(folder):
     """The arguments of `GriffinBackbone` that a folder's config.json gives."""
     file = folder / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not inside.has_file(folder, file.name):
         return _archive_config(folder)
-    except ValueError as error:
-        raise common.CommandError(f"{file} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        config = {}
-    if config.get("registered_name") == "keras_griffin>GriffinBackbone":
-        # What is left out says nothing about the architecture.
-        return {
-            name: value
-            for name, value in config["config"].items()
-            if name not in ("name", "trainable", "dtype")
-        }
-    if config.get("model_type") == "recurrent_gemma":
-        with common.importing_keras():
-            from keras_griffin.checkpoints import huggingface_config
-        try:
+    try:
+        config = inside.read_json(folder, file.name)
+        if config.get("registered_name") == "keras_griffin>GriffinBackbone":
+            return _keras_config(config, file)
+        if config.get("model_type") == "recurrent_gemma":
+            with common.importing_keras():
+                from keras_griffin.checkpoints import huggingface_config
             return huggingface_config.backbone_config(config)
-        except ValueError as error:
-            raise common.CommandError(f"{file}: {error}") from error
+    except (OSError, ValueError) as error:
+        raise common.CommandError(f"{file}: {error}") from error
     raise common.CommandError(
         f"{file} describes no model of this package. It must be a folder "
         "of `save_to_preset`, or have model_type recurrent_gemma."
     )
+
+
+def _keras_config(config, file):
+    from keras_griffin.checkpoints import sizes
+
+    # What is left out says nothing about the architecture.
+    return {
+        name: value
+        for name, value in sizes.check(config.get("config"), None, file).items()
+        if name not in ("name", "trainable", "dtype")
+    }
 
 
 def _archive_config(folder):
@@ -138,7 +138,7 @@ def _archive_config(folder):
         archive = deepmind_archive.find(folder)
         if archive is not None:
             return deepmind_archive.backbone_config(archive)
-    except (ImportError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         raise common.CommandError(f"{folder}: {error}") from error
     raise common.CommandError(
         f"There is no config.json in {folder}, and no checkpoint of DeepMind's."

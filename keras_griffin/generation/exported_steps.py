@@ -1,8 +1,7 @@
-from pathlib import Path
-
 import keras
 from keras import ops
 
+from keras_griffin.files.whole import whole_folder
 from keras_griffin.generation import decoding
 
 # Format of `export_steps`: what file names end in, and the backends that Keras
@@ -115,7 +114,8 @@ def export_steps(
     Args:
         model: a `GriffinCausalLM`.
         folder: str or path. Gets `prefill` and `decode_step`, with the
-            ending `.onnx` or `.pt2` in these formats.
+            ending `.onnx` or `.pt2` in these formats, when both are written;
+            other files in it stay.
         format: `"tf_saved_model"` (on JAX and TensorFlow), `"onnx"` or
             `"torch"` (on PyTorch); see `keras.Model.export`. Defaults to
             `"tf_saved_model"`.
@@ -151,20 +151,28 @@ def export_steps(
             "Keras writes ONNX in float32 alone. Received: a model in "
             f"{model.backbone.compute_dtype}. Load it with dtype='float32'."
         )
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, time in (("prefill", prompt_length), ("decode_step", 1)):
-        step = ExportedStep(model, batch_size, time, max_length)
-        signature = step.signature()
-        step(
-            {
-                key: ops.zeros(spec.shape, spec.dtype)
-                for key, spec in signature.items()
-            }
-        )
-        step.export(
-            str(folder / f"{name}{ending}"),
-            format=format,
-            verbose=False,
-            input_signature=[signature],
-        )
+    steps = {"prefill": prompt_length, "decode_step": 1}
+    files = [f"{name}{ending}" for name in steps]
+    with whole_folder(folder, replace=True) as place:
+        for file, time in zip(files, steps.values(), strict=True):
+            _export(
+                ExportedStep(model, batch_size, time, max_length),
+                place / file,
+                format,
+            )
+
+
+def _export(step, path, format):
+    signature = step.signature()
+    step(
+        {
+            key: ops.zeros(spec.shape, spec.dtype)
+            for key, spec in signature.items()
+        }
+    )
+    step.export(
+        str(path),
+        format=format,
+        verbose=False,
+        input_signature=[signature],
+    )

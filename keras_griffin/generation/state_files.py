@@ -1,13 +1,33 @@
 """States as files and as rows."""
 
 import dataclasses
+import math
+import struct
 import zipfile
+import zlib
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_griffin.files.inside import regular_file
+from keras_griffin.files.whole import whole_file
 from keras_griffin.generation.arguments import as_state
+
+# What `zipfile` and NumPy raise of a file that is none of theirs.
+DAMAGE = (
+    EOFError,
+    KeyError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +73,11 @@ def save_state(model, state, path):
     Args:
         model: a `GriffinCausalLM`.
         state: from `prefill`, `decode_step` or `generate`.
-        path: str or path. The `.npz` file.
+        path: str or path. The `.npz` file. An old one is replaced when the
+            new one is written.
 
     Raises:
+        OSError: if the file cannot be written; an old one is as it was.
         ValueError: for a state of another model.
 
     Example:
@@ -67,18 +89,15 @@ def save_state(model, state, path):
     model.generate(["To", "Not"], state=state, max_new_tokens=20)
     ```
     """
-    state = as_state(model, state)
+    arrays = keras.tree.flatten(as_state(model, state))
     specs = keras.tree.flatten(model._functions.state_specs)
-    arrays = keras.tree.flatten(state)
-    with open(path, "wb") as file:
-        np.savez(
-            file,
-            **{
-                # NumPy's files know no bfloat16; float32 holds it exactly.
-                spec.name: ops.convert_to_numpy(_widened(array))
-                for spec, array in zip(specs, arrays, strict=True)
-            },
-        )
+    arrays = {
+        # NumPy's files know no bfloat16; float32 holds it exactly.
+        spec.name: ops.convert_to_numpy(_widened(array))
+        for spec, array in zip(specs, arrays, strict=True)
+    }
+    with whole_file(path) as place, open(place, "wb") as file:
+        np.savez(file, **arrays)
 
 
 def load_state(model, path):
@@ -92,13 +111,14 @@ def load_state(model, path):
         The state.
 
     Raises:
+        FileNotFoundError: if there is no such file.
         ValueError: for a file that is not a state of this model.
     """
     specs = model._functions.state_specs
+    regular_file(path)
     try:
-        with np.load(path) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (ValueError, zipfile.BadZipFile) as error:
+        arrays = _read_arrays(path)
+    except DAMAGE as error:
         raise ValueError(
             "A state must be read from a file of `save_state`. Received: "
             f"{str(path)!r} ({error}). Save it anew."
@@ -122,6 +142,27 @@ def load_state(model, path):
         lambda spec: ops.convert_to_tensor(arrays[spec.name], dtype=spec.dtype),
         specs,
     )
+
+
+def _read_arrays(path):
+    """The arrays of a file, none of them larger than what is stored."""
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            with archive.open(member) as file:
+                version = np.lib.format.read_magic(file)
+                read_header = {
+                    (1, 0): np.lib.format.read_array_header_1_0,
+                    (2, 0): np.lib.format.read_array_header_2_0,
+                }[version]
+                shape, _, dtype = read_header(file)
+                stored = member.compress_size - file.tell()
+            if math.prod(shape) * dtype.itemsize != stored:
+                raise ValueError(
+                    f"{member.filename} has a shape {shape} without as many "
+                    "numbers"
+                )
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
 
 
 def _widened(leaf):

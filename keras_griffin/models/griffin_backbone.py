@@ -7,9 +7,11 @@ from keras_hub.models import Backbone
 
 from keras_griffin import keras_compat
 from keras_griffin.checkpoints import exporting
+from keras_griffin.checkpoints import keras_files
 from keras_griffin.checkpoints.preset_index import preset_summaries
 from keras_griffin.checkpoints.preset_loading import build_backbone
 from keras_griffin.checkpoints.preset_loading import find_preset
+from keras_griffin.checkpoints.preset_loading import loading
 from keras_griffin.distribution.layout_map import layout_map
 from keras_griffin.layers.compact_rows import CompactRows
 from keras_griffin.layers.compact_rows import RestoreRows
@@ -202,24 +204,19 @@ class GriffinBackbone(TorchModule, Backbone):
         """
         source = find_preset(preset, load_weights)
         if source.kind == "keras":
-            return super().from_preset(source.path, load_weights, **kwargs)
+            with loading(source, load_weights):
+                return super().from_preset(source.path, load_weights, **kwargs)
         return build_backbone(cls, source, load_weights, kwargs)
 
     def save_to_preset(self, preset_dir, max_shard_size=10):
-        """Saves the backbone as KerasHub does, and a model card.
-
-        A file of the folder is replaced when all are written; a README.md that
-        is there already stays.
-
-        Args:
-            preset_dir: str or path. The folder.
-            max_shard_size: int or float. A weight file's largest size;
-                `None`: one file. Defaults to `10` [GB].
-        """
+        """Saves the backbone. See `GriffinCausalLM.save_to_preset`."""
         exporting.save_preset(
             super().save_to_preset, preset_dir, self, max_shard_size
         )
 
+    save = keras_files.save
+    save_weights = keras_files.save_weights
+    load_weights = keras_files.load_weights
     export_to_transformers = exporting.export_to_transformers
     export_to_deepmind = exporting.export_to_deepmind
 
@@ -410,6 +407,18 @@ class GriffinBackbone(TorchModule, Backbone):
         super().enable_lora(rank, names)
         lora.freeze_biases(self)
 
+    def save_lora_weights(self, filepath):
+        """Saves the adapters; an old file is replaced when they are written.
+
+        Args:
+            filepath: str or path, ending in `.lora.h5`.
+
+        Raises:
+            ValueError: without adapters, or for another ending.
+            OSError: if the disk is full.
+        """
+        keras_files.save_lora_weights(super().save_lora_weights, self, filepath)
+
     def load_lora_weights(self, filepath):
         """Loads adapters, and enables them on their layers if need be.
 
@@ -424,7 +433,8 @@ class GriffinBackbone(TorchModule, Backbone):
         if not lora.lora_layers(self):
             self.enable_lora(rank, names)
         lora.check_same_targets(self, names)
-        super().load_lora_weights(filepath)
+        with keras_files.explained(filepath):
+            super().load_lora_weights(filepath)
 
     def merge_lora(self):
         """Adds the adapters to the weights and removes them.

@@ -6,8 +6,10 @@ from keras import ops
 from keras_hub.models import CausalLM
 
 from keras_griffin.checkpoints import exporting
+from keras_griffin.checkpoints import keras_files
 from keras_griffin.checkpoints.preset_index import preprocessor_arguments
 from keras_griffin.checkpoints.preset_loading import find_preset
+from keras_griffin.checkpoints.preset_loading import loading
 from keras_griffin.distribution.griffin_parallel import GriffinParallel
 from keras_griffin.distribution.layout_map import check_layout_map
 from keras_griffin.generation import chat_template
@@ -166,9 +168,10 @@ class GriffinCausalLM(TorchModule, CausalLM):
         """
         source = find_preset(preset, load_weights)
         if source.kind == "keras":
-            return super().from_preset(
-                source.path, load_weights, dtype=dtype, **kwargs
-            )
+            with loading(source, load_weights):
+                return super().from_preset(
+                    source.path, load_weights, dtype=dtype, **kwargs
+                )
         if "backbone" not in kwargs:
             kwargs["backbone"] = GriffinBackbone.from_preset(
                 source.path, load_weights, dtype=dtype
@@ -182,18 +185,24 @@ class GriffinCausalLM(TorchModule, CausalLM):
     def save_to_preset(self, preset_dir, max_shard_size=10):
         """Saves the model as KerasHub does, and a model card.
 
-        A file of the folder is replaced when all are written; a README.md that
-        is there already stays.
+        An older preset in the folder is replaced whole or, if something goes
+        wrong, not at all. A README.md that is there already stays.
 
         Args:
             preset_dir: str or path. The folder.
             max_shard_size: int or float. A weight file's largest size;
                 `None`: one file. Defaults to `10` [GB].
+
+        Raises:
+            OSError: if the disk is full.
         """
         exporting.save_preset(
-            super().save_to_preset, preset_dir, self.backbone, max_shard_size
+            super().save_to_preset, preset_dir, self, max_shard_size
         )
 
+    save = keras_files.save
+    save_weights = keras_files.save_weights
+    load_weights = keras_files.load_weights
     export_to_transformers = exporting.export_to_transformers
     export_to_deepmind = exporting.export_to_deepmind
 

@@ -1,6 +1,3 @@
-import json
-import os
-
 import keras
 import numpy as np
 from keras_hub.layers import StartEndPacker
@@ -11,6 +8,8 @@ from keras_griffin.checkpoints.preset_download import CHAT_TEMPLATE_FILE
 from keras_griffin.checkpoints.preset_download import TOKENIZER_CONFIG_FILE
 from keras_griffin.checkpoints.preset_index import preprocessor_arguments
 from keras_griffin.checkpoints.preset_loading import find_preset
+from keras_griffin.checkpoints.preset_loading import loading
+from keras_griffin.files import inside
 from keras_griffin.generation import chat_template
 from keras_griffin.models.griffin_backbone import GriffinBackbone
 from keras_griffin.models.griffin_tokenizer import GriffinTokenizer
@@ -144,7 +143,8 @@ class GriffinCausalLMPreprocessor(CausalLMPreprocessor):
         """
         source = find_preset(preset, load_weights=False)
         if source.kind == "keras":
-            return super().from_preset(source.path, **kwargs)
+            with loading(source, weights=False):
+                return super().from_preset(source.path, **kwargs)
         if source.kind == "huggingface":
             kwargs = {"turn_format": _turn_format(source.path), **kwargs}
         kwargs = {**preprocessor_arguments(preset), **kwargs}
@@ -157,6 +157,14 @@ class GriffinCausalLMPreprocessor(CausalLMPreprocessor):
         if self.turn_format is None:
             return stops
         return (*stops, self.tokenizer.token_to_id(chat_template.END_OF_TURN))
+
+    def save_to_preset(self, preset_dir):
+        """Saves the preprocessor as KerasHub does, whole or not at all.
+
+        Args:
+            preset_dir: str or path. A folder; other files in it stay.
+        """
+        exporting.save_part_of_preset(super().save_to_preset, preset_dir)
 
     def export_to_transformers(self, path):
         """Writes the tokenizer for transformers, and the turn format.
@@ -382,13 +390,13 @@ def _turn_format(folder):
     """The turn format of a checkpoint in Hugging Face's format."""
     # Newer versions of transformers give a template a file of its own.
     for name in (CHAT_TEMPLATE_FILE, TOKENIZER_CONFIG_FILE):
-        path = os.path.join(folder, name)
-        if not os.path.isfile(path):
+        if not inside.has_file(folder, name):
             continue
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
         if name == TOKENIZER_CONFIG_FILE:
-            text = str(json.loads(text).get("chat_template"))
+            text = str(inside.read_json(folder, name).get("chat_template"))
+        else:
+            path = inside.file_inside(folder, name, inside.JSON_LIMIT)
+            text = path.read_text(encoding="utf-8", errors="replace")
         if chat_template.START_OF_TURN in text:
             return "gemma"
     return None

@@ -1,4 +1,3 @@
-import os
 import sys
 
 import keras
@@ -8,8 +7,13 @@ from keras_hub.tokenizers import SentencePieceTokenizer
 from keras_griffin import keras_compat
 from keras_griffin.checkpoints import exporting
 from keras_griffin.checkpoints.preset_loading import find_preset
+from keras_griffin.checkpoints.preset_loading import loading
 from keras_griffin.checkpoints.preset_loading import tokenizer_path
+from keras_griffin.files import inside
 from keras_griffin.models.griffin_backbone import GriffinBackbone
+
+# Above it KerasHub takes a string for an encoded model [characters].
+LONGEST_PATH = 2048
 
 
 @keras.saving.register_keras_serializable(package="keras_griffin")
@@ -80,7 +84,8 @@ class GriffinTokenizer(SentencePieceTokenizer):
         """
         source = find_preset(preset, load_weights=False)
         if source.kind == "keras":
-            return super().from_preset(source.path, **kwargs)
+            with loading(source, weights=False):
+                return super().from_preset(source.path, **kwargs)
         path = tokenizer_path(source)
         with open(path, "rb") as file:
             return cls(file.read(), **kwargs)
@@ -93,10 +98,41 @@ class GriffinTokenizer(SentencePieceTokenizer):
         """
         exporting.export_tokenizer(path, self)
 
+    def save_to_preset(self, preset_dir):
+        """Saves the tokenizer as KerasHub does, whole or not at all.
+
+        Args:
+            preset_dir: str or path. A folder; other files in it stay.
+        """
+        exporting.save_part_of_preset(super().save_to_preset, preset_dir)
+
     def load_assets(self, dir_path):
         # KerasHub's own method leaves the file open.
-        with open(os.path.join(dir_path, self.file_assets[0]), "rb") as file:
-            self.set_proto(file.read())
+        name = self.file_assets[0]
+        path = inside.file_inside(dir_path, name, inside.TOKENIZER_LIMIT)
+        self.set_proto(path.read_bytes())
+
+    def set_proto(self, proto):
+        """Takes a SentencePiece model: see the class."""
+        if isinstance(proto, str) and len(proto) <= LONGEST_PATH:
+            inside.regular_file(proto, inside.TOKENIZER_LIMIT)
+        tf = sys.modules.get("tensorflow")
+        damage = (
+            RuntimeError if tf is None else (RuntimeError, tf.errors.OpError)
+        )
+        try:
+            super().set_proto(proto)
+        except damage as error:
+            received = (
+                f"{len(proto)} bytes"
+                if len(proto) > LONGEST_PATH
+                else (f"{proto!r:.80}")
+            )
+            raise ValueError(
+                "A tokenizer must be a SentencePiece model. Received: "
+                f"{received}, which is none ({error}). Take the file "
+                "`tokenizer.model` or `vocabulary.spm` of the checkpoint anew."
+            ) from error
 
     def tokenize(self, inputs):
         """Returns the token ids of text. See the class."""

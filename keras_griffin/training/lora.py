@@ -108,7 +108,13 @@ def targets_of_file(backbone, path):
                 for index, group in file["lora"].items()
                 if index.isdigit()
             }
-    except (OSError, KeyError) as error:
+    except (
+        AttributeError,
+        KeyError,
+        OSError,
+        RuntimeError,
+        TypeError,
+    ) as error:
         raise ValueError(
             "An adapter file must be one that `save_lora_weights` wrote. "
             f"Received: {str(path)!r} ({error}). Check the path."

@@ -96,6 +96,27 @@ def write_shards(folder, tensors, count=3):
 
 
 @pytest.mark.backend_independent
+@pytest.mark.parametrize(
+    "change, rule",
+    [
+        ({"hidden_size": "16"}, "`hidden_size` must be a positive integer"),
+        ({"num_attention_heads": 0}, "`num_attention_heads` must be a posit"),
+        ({"lru_width": 2.5}, "`lru_width` must be a positive integer"),
+        ({"rms_norm_eps": None}, "`rms_norm_eps` must be a float"),
+        ({"logits_soft_cap": float("nan")}, "`logits_soft_cap` must be a fl"),
+        ({"attention_bias": "no"}, "`attention_bias` must be a bool"),
+        ({"rope_parameters": [1]}, "`rope_parameters` must be a dict"),
+        ({"rope_parameters": {"rope_theta": []}}, "`rope_theta` must be a num"),
+        ({"block_types": [[]]}, "`block_types` must be among"),
+        ({"keras_griffin": {}}, "must be one more than that of"),
+    ],
+)
+def test_values_of_another_kind(change, rule):
+    with pytest.raises(ValueError, match=f"{rule}.*Received"):
+        huggingface_config.backbone_config({**TINY, **change})
+
+
+@pytest.mark.backend_independent
 def test_config_of_the_hub_2b():
     assert huggingface_config.backbone_config(HUB_2B) == {
         "vocabulary_size": 256000,

@@ -202,9 +202,14 @@ def test_every_folder_has_an_entry():
 
 
 @pytest.mark.backend_independent
-def test_block_sequence_repeats_and_cuts():
+def test_block_counts_repeat_and_cut():
     config = {"num_layers": 5, "block_types": ["a", "b", "c"]}
-    assert preset_index.block_sequence(config) == ["a", "b", "c", "a", "b"]
+    counts = preset_index.block_counts(config)
+    assert list(counts.items()) == [("a", 2), ("b", 2), ("c", 1)]
+    assert preset_index.block_counts({**config, "num_layers": 2}) == {
+        "a": 1,
+        "b": 1,
+    }
 
 
 @pytest.mark.backend_independent

@@ -33,6 +33,19 @@ def test_chat(folder, capsys, monkeypatch, tmp_path):
     lines = iter(["that is"])
     assert main([*arguments, "--max-new-tokens", "5"]) == 0
     assert file.stat().st_size == size
+    lines = iter(["one", "two"])
+
+    def kill_at_the_end(prompt):
+        line = next(lines, None)
+        if line is None:
+            raise SystemExit  # what was said is in the file already
+        return line
+
+    file.unlink()
+    monkeypatch.setattr("builtins.input", kill_at_the_end)
+    with pytest.raises(SystemExit):
+        main([*arguments, "--max-new-tokens", "5"])
+    assert file.stat().st_size == size
     file.write_text("no state")
     assert main(arguments) == USAGE_ERROR
     assert "file of `save_state`" in capsys.readouterr().err
@@ -59,6 +72,45 @@ def test_interrupt_stops_a_reply_and_not_the_chat(monkeypatch, capsys):
     chat.converse(Session())
     assert seen == ["first", "second"]
     assert capsys.readouterr().out == "reply\nreply\n\n"
+
+
+@pytest.mark.backend_independent
+@pytest.mark.parametrize(
+    "name, match", [(".", "which is a folder"), ("no/x.npz", "that exists")]
+)
+def test_a_bad_session_is_told_before_a_word_is_said(
+    tmp_path, monkeypatch, capsys, name, match
+):
+    monkeypatch.setattr("builtins.input", lambda prompt: pytest.fail("asked"))
+    path = tmp_path / name
+    assert main(["chat", "--session", str(path)]) == USAGE_ERROR
+    assert match in capsys.readouterr().err
+
+
+@pytest.mark.backend_independent
+def test_a_full_disk_does_not_end_a_chat(monkeypatch, capsys):
+    lines = iter(["first", "second"])
+
+    class Session:
+        state = "state"
+
+        def send(self, message):
+            yield message
+
+        def save(self, file):
+            raise OSError("no room")
+
+    def answer(prompt):
+        line = next(lines, None)
+        if line is None:
+            raise EOFError
+        return line
+
+    monkeypatch.setattr("builtins.input", answer)
+    chat.converse(Session(), "talk.npz")
+    captured = capsys.readouterr()
+    assert captured.out == "first\nsecond\n\n"
+    assert captured.err.count("not saved: no room") == 2
 
 
 class Terminal:

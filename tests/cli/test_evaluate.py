@@ -151,7 +151,10 @@ def test_command(folder, model, capsys, monkeypatch):
     "arguments, message",
     [
         ([PRESET, "--tasks", "no_such_task"], "knows no task no_such_task"),
-        ([PRESET, "--output", "no/such/x.json"], "There is no folder no"),
+        (
+            [PRESET, "--output", "no/such/x.json"],
+            "folder that exists. Received: 'no",
+        ),
         (["griffin_1b"], "without weights"),
         ([PRESET, "--tasks", "tiny_broken"], "tiny_broken: "),
     ],

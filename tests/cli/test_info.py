@@ -1,6 +1,5 @@
 """`keras-griffin info`."""
 
-import collections
 import json
 
 import keras
@@ -41,9 +40,10 @@ def test_state_estimate_is_the_state_of_a_model(folder):
 
     backbone = keras_griffin.GriffinBackbone.from_preset(str(folder))
     config = info.folder_config(folder)
-    types = preset_index.block_sequence(config)
     estimate = info.state_bytes(
-        config, collections.Counter(types), info.ITEM_BYTES["float32"]
+        config,
+        preset_index.block_counts(config),
+        info.ITEM_BYTES["float32"],
     )
     blocks = backbone.init_state(1)["blocks"]
     arrays = [array for block in blocks for array in block.values()]
@@ -72,8 +72,8 @@ def test_info_of_a_hugging_face_folder(tmp_path, capsys):
     "text, message",
     [
         (None, "There is no config.json"),
-        ("{", "is not JSON"),
-        ("[]", "describes no model of this package"),
+        ("{", "must be JSON"),
+        ("[]", "must hold a JSON object"),
         ('{"model_type": "llama"}', "describes no model of this package"),
         ('{"model_type": "recurrent_gemma"}', "`num_key_value_heads`"),
     ],
