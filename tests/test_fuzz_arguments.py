@@ -26,13 +26,14 @@ SEED = int(os.environ.get("FUZZ_SEED", "0"))
 IDS = tokens(2, 5)
 # What somebody may give in place of anything.
 ODD = (
-    None, True, 0, -1, 2, 2**31, 2**40, 1.5, float("nan"), float("inf"), "",
-    "a", b"a", "top-p", [], [1], [1.5], [None], (), {}, {"a": 1}, set(), object(),
-    np.int64(3), np.float32(2.0), np.zeros(()), np.zeros(2), np.zeros((2, 5)),
-    np.zeros((0, 5), "int32"), np.zeros((2, 0), "int32"), np.array("a"),
-    np.array([["a"]]), np.array([None]), IDS, IDS[0], -IDS, IDS + VOCABULARY,
-    IDS[None], np.full((2, 5), np.nan),
-)  # fmt: skip
+    *(None, True, 0, -1, 2, 2**31, 2**40, 1.5, float("nan"), float("inf")),
+    *("", "a", b"a", "top-p", [], [1], [1.5], [None], (), {}, {"a": 1}),
+    *(set(), object(), np.int64(3), np.float32(2.0), np.zeros(())),
+    *(np.zeros(2), np.zeros((2, 5)), np.zeros((0, 5), "int32")),
+    *(np.zeros((2, 0), "int32"), np.array("a"), np.array([["a"]])),
+    *(np.array([None]), IDS, IDS[0], -IDS, IDS + VOCABULARY, IDS[None]),
+    np.full((2, 5), np.nan),
+)
 
 
 def odd_inputs(rng):
