@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = (
     "version",
     "keras_compat",
+    "near_names",
     "kernels",
     "layers",
     "distribution",

@@ -24,8 +24,13 @@ from keras_griffin.layers.token_layout import TokenLayout
 from keras_griffin.layers.token_layout import init_rows
 from keras_griffin.models.griffin_blocks import complete_arguments
 from keras_griffin.models.griffin_blocks import make_blocks
+from keras_griffin.near_names import arguments_of
+from keras_griffin.near_names import check_arguments
 from keras_griffin.training import lora
 from keras_griffin.training import quantization
+
+# What Keras' models take beside their own.
+_LAST_ARGUMENTS = ("dtype", "name", "trainable")
 
 
 @keras.saving.register_keras_serializable(package="keras_griffin")
@@ -138,6 +143,9 @@ class GriffinBackbone(Backbone):
         **kwargs,
     ):
         given = locals()
+        check_arguments(
+            "GriffinBackbone", kwargs, {*ARGUMENTS, *_LAST_ARGUMENTS}
+        )
         quantization.check_dtype(dtype)
         arguments = complete_arguments({n: given[n] for n in ARGUMENTS})
 
@@ -199,6 +207,8 @@ class GriffinBackbone(Backbone):
         Raises:
             ValueError: as `GriffinCausalLM.from_preset`.
         """
+        known = {*arguments_of(cls, GriffinBackbone), *_LAST_ARGUMENTS}
+        check_arguments(f"{cls.__name__}.from_preset", kwargs, known)
         source = find_preset(preset, load_weights)
         if source.kind == "keras":
             return super().from_preset(source.path, load_weights, **kwargs)
