@@ -156,7 +156,7 @@ class KeepsState:
                 names = [name for name, wanted in kinds.items() if wanted]
                 self._jax_state = dict(zip(names, state, strict=True))
                 self._jax_state_synced = False
-                self._state_thread = threading.get_ident()
+                self.state_thread = threading.get_ident()
                 if purge_model_variables:
                     self._purge_model_variables(**kinds)
                 return state
@@ -191,7 +191,7 @@ def state_put_back(model):
     except BaseException:
         if keras.config.backend() == "jax":
             here = threading.get_ident()
-            if getattr(model, "_state_thread", None) == here:
+            if getattr(model, "state_thread", None) == here:
                 model.jax_state_sync()
         raise
 

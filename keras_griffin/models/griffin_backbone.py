@@ -143,10 +143,8 @@ class GriffinBackbone(Backbone):
         **kwargs,
     ):
         given = locals()
-        check_arguments(
-            "GriffinBackbone", kwargs, {*ARGUMENTS, *_LAST_ARGUMENTS}
-        )
         quantization.check_dtype(dtype)
+        check_arguments("GriffinBackbone", kwargs, _KNOWN)
         arguments = complete_arguments({n: given[n] for n in ARGUMENTS})
 
         # === Layers ===
@@ -485,3 +483,4 @@ class GriffinBackbone(Backbone):
 
 # The arguments that say what the model is.
 ARGUMENTS = tuple(inspect.signature(GriffinBackbone).parameters)[:-2]
+_KNOWN = (*ARGUMENTS, *_LAST_ARGUMENTS)
