@@ -143,9 +143,19 @@ class KeepsState:
     """
 
     if keras.config.backend() == "jax":
+        # The thread whose steps have the state, or had it last.
+        state_thread = None
+
+        def jax_state_sync(self):
+            if self.state_thread == threading.get_ident():
+                if not all(map(has_value, self.variables)):
+                    # Also if another call has set this meanwhile.
+                    self._jax_state_synced = False
+                super().jax_state_sync()
 
         def _get_jax_state(self, purge_model_variables=False, **kinds):
             with self.state_lock:
+                self.jax_state_sync()
                 if not all(map(has_value, self.variables)):
                     raise RuntimeError(
                         "A model trains, evaluates and predicts in one thread "
@@ -190,9 +200,7 @@ def state_put_back(model):
         yield
     except BaseException:
         if keras.config.backend() == "jax":
-            here = threading.get_ident()
-            if getattr(model, "state_thread", None) == here:
-                model.jax_state_sync()
+            model.jax_state_sync()
         raise
 
 

@@ -221,19 +221,30 @@ def test_two_trainings_at_a_time():
     model.fit(X, IDS, verbose=0)
     trainer = StatefulTrainer(model, batch_size=4)
     trainer.compile(keras.optimizers.Adam(0.01))
-    errors = []
+    errors, shapes = [], []
+
+    def call():
+        for function in (
+            lambda: model.generate(PROMPT, stop_token_ids=None),
+            lambda: trainer.predict_on_batch(X),
+        ):
+            with pytest.raises(RuntimeError) as error:
+                function()
+            errors.append(str(error.value))
 
     class Second(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
-            for call in (
-                lambda: model.generate(PROMPT, stop_token_ids=None),
-                lambda: self.model.predict(X, verbose=0),
-            ):
-                with pytest.raises(RuntimeError) as error:
-                    call()
-                errors.append(str(error.value))
+            thread = threading.Thread(target=call)
+            thread.start()
+            thread.join()
+            if batch == 1:  # in this thread it goes on from the last step
+                shapes.append(trainer.predict(X, verbose=0).shape)
 
-    trainer.fit(X, IDS, verbose=0, callbacks=[Second()])
+    rows = [np.concatenate([part] * 3) for part in (*X.values(), IDS)]
+    inputs = dict(zip(X, rows, strict=False))
+    trainer.fit(inputs, rows[-1], verbose=0, callbacks=[Second()])
+    assert len(errors) == 6
     assert "StatefulTrainer" in errors[0]
     assert "one thread at a time" in errors[1]
+    assert shapes == [(4, 6, model.backbone.vocabulary_size)]
     assert np.isfinite(trainer.evaluate(X, IDS, verbose=0))
