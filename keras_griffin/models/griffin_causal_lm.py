@@ -242,9 +242,7 @@ class GriffinCausalLM(keras_compat.KeepsState, CausalLM):
 
     # === Training ===
 
-    @property
-    def state_lock(self):
-        return self._functions.state_lock
+    state_lock = property(lambda self: self._functions.state_lock)
 
     def train_step(self, *args, **kwargs):
         return self._run_step(super().train_step, *args, **kwargs)
@@ -320,7 +318,7 @@ class GriffinCausalLM(keras_compat.KeepsState, CausalLM):
                 validation = self.preprocessor.for_pipeline(validation)
                 kwargs["validation_data"] = (validation,)
             return super().fit(x, y, **kwargs)
-        self._check_arrays(x)
+        self._check_arrays(x, y, kwargs)
         return keras.Model.fit(self, x, y, **kwargs)
 
     def evaluate(self, x=None, y=None, **kwargs):
@@ -328,7 +326,7 @@ class GriffinCausalLM(keras_compat.KeepsState, CausalLM):
             if self._goes_through_pipeline(x):
                 x = self.preprocessor.for_pipeline(x)
                 return super().evaluate(x, y, **kwargs)
-            self._check_arrays(x)
+            self._check_arrays(x, y, kwargs)
             return keras.Model.evaluate(self, x, y, **kwargs)
 
     def predict(self, x=None, **kwargs):
@@ -345,9 +343,10 @@ class GriffinCausalLM(keras_compat.KeepsState, CausalLM):
             x, keras.utils.PyDataset
         )
 
-    def _check_arrays(self, x):
+    def _check_arrays(self, x, y=None, kwargs=()):
         if isinstance(x, dict):
             check_inputs(x, self.backbone.vocabulary_size)
+            training_checks.check_arrays(self, x, y, kwargs)
 
     def get_compile_config(self):
         config = super().get_compile_config()

@@ -207,21 +207,22 @@ class StatefulTrainer(keras_compat.KeepsState, keras.Model):
             callbacks=callbacks,
             steps_per_epoch=steps_per_epoch,
             shuffle=False,
-            **self._with_batch_size(x, kwargs),
+            **self._with_batch_size(x, kwargs, y),
         )
 
     # `fit` comes here with its validation data.
     def evaluate(self, x=None, y=None, **kwargs):
-        kwargs = self._with_batch_size(x, kwargs)
+        kwargs = self._with_batch_size(x, kwargs, y)
         return self._with_fresh_state(super().evaluate, x, y, **kwargs)
 
     def predict(self, x=None, **kwargs):
         kwargs = self._with_batch_size(x, kwargs)
         return self._with_fresh_state(super().predict, x, **kwargs)
 
-    def _with_batch_size(self, x, kwargs):
+    def _with_batch_size(self, x, kwargs, y=None):
         # Keras wants none for data that come in batches.
         if isinstance(x, dict):
+            training_checks.check_arrays(self, x, y, kwargs)
             return {"batch_size": self.batch_size, **kwargs}
         return kwargs
 

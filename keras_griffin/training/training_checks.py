@@ -75,8 +75,10 @@ def token_weights(loss, y, sample_weight, y_pred):
     tokens = tuple(y_pred.shape[:2])
     shapes = [tokens, (*tokens, 1)]
     _check_shape("Labels", y, shapes, tokens)
-    if sample_weight is None:
-        return None
+    if not hasattr(sample_weight, "shape"):
+        return sample_weight
+    if _is_unknown(sample_weight.shape):
+        return ops.reshape(sample_weight, (ops.shape(y_pred)[0], -1))
     shapes += [(tokens[0],), (tokens[0], 1)]
     _check_shape("`sample_weight`", sample_weight, shapes, tokens)
     if len(sample_weight.shape) == 1:
@@ -86,8 +88,24 @@ def token_weights(loss, y, sample_weight, y_pred):
     return sample_weight
 
 
+def check_arrays(model, x, y, arguments):
+    """Checks labels and weights before Keras cuts them into batches.
+
+    TensorFlow does not know the shapes of batches while it traces.
+
+    Args:
+        model: a `keras.Model`.
+        x: dict of `"token_ids"` and `"padding_mask"`.
+        y: as of `fit`.
+        arguments: dict of further arguments of `fit`.
+    """
+    if "token_ids" in x and y is not None:
+        weights = dict(arguments).get("sample_weight")
+        token_weights(getattr(model, "loss", None), y, weights, x["token_ids"])
+
+
 def _check_shape(name, value, shapes, tokens):
-    if not hasattr(value, "shape"):
+    if not hasattr(value, "shape") or _is_unknown(value.shape):
         return  # a structure, which Keras refuses
     found = tuple(value.shape)
     for shape in shapes:
@@ -101,3 +119,8 @@ def _check_shape(name, value, shapes, tokens):
         f"of the logits, {tokens}. Received: shape {found}. Give one of "
         f"{shapes}."
     )
+
+
+def _is_unknown(shape):
+    """Whether TensorFlow traces for any number of axes."""
+    return getattr(shape, "rank", 0) is None
