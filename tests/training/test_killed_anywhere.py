@@ -69,6 +69,7 @@ class Watch(keras.callbacks.Callback):
         super().__init__()
         self.folder, self.copies = folder, copies
         self.seen = {}
+        self.tried = 0
         self.lock = threading.Lock()
 
     def look(self, *args, **kwargs):
@@ -86,7 +87,8 @@ class Watch(keras.callbacks.Callback):
             for path in sorted(self.folder.rglob("*"))
         )
         if files and files not in self.seen.values():
-            copy = self.copies / str(len(self.seen))
+            self.tried += 1  # some copies fail halfway
+            copy = self.copies / str(self.tried)
             shutil.copytree(self.folder, copy)
             self.seen[copy] = files
 
