@@ -5,6 +5,10 @@ public way, and what would make it needless; tests/test_keras_compat.py names
 what a release has taken away, and keeps private names out of other files.
 """
 
+import contextlib
+import threading
+
+import keras
 from keras.src.backend.common import global_state
 
 # === Layers ===
@@ -114,6 +118,112 @@ def build_for_training(model, batch):
     Needless with a public method; `train_on_batch` would change their values.
     """
     model._symbolic_build(data_batch=batch)
+
+
+def variables_of(optimizer):
+    """The weights that an optimizer was built for.
+
+    Needless with a public name; `optimizer.variables` are its own.
+    """
+    return optimizer._trainable_variables
+
+
+class KeepsState:
+    """On JAX, what raises leaves the state of the last finished step.
+
+    Keras takes the weights out of the variables before the first step, and
+    gives XLA their memory. It knows where to put them back from once a step
+    is done, and of the last one of several in one execution alone; `evaluate`
+    and `predict` that raise put nothing back. Needless when Keras does so
+    (3.15 does not). Only what fails on the device, behind Python's back, takes
+    the weights with it.
+
+    `state_lock` keeps other threads from reading weights that a step is about
+    to take (see `values_now`).
+    """
+
+    if keras.config.backend() == "jax":
+        # The thread whose steps have the state, or had it last.
+        state_thread = None
+
+        def jax_state_sync(self):
+            if self.state_thread == threading.get_ident():
+                if not all(map(has_value, self.variables)):
+                    # Also if another call has set this meanwhile.
+                    self._jax_state_synced = False
+                super().jax_state_sync()
+
+        def _get_jax_state(self, purge_model_variables=False, **kinds):
+            with self.state_lock:
+                self.jax_state_sync()
+                if not all(map(has_value, self.variables)):
+                    raise RuntimeError(
+                        "A model trains, evaluates and predicts in one thread "
+                        "at a time. Received: a second call while one runs. "
+                        "Wait for it; `generate` may run beside it."
+                    )
+                state = super()._get_jax_state(**kinds)
+                names = [name for name, wanted in kinds.items() if wanted]
+                self._jax_state = dict(zip(names, state, strict=True))
+                self._jax_state_synced = False
+                self.state_thread = threading.get_ident()
+                if purge_model_variables:
+                    self._purge_model_variables(**kinds)
+                return state
+
+        def _make_function(self, step_function, **kwargs):
+            def step(state, data):
+                finished = []
+                try:
+                    with self.state_lock:
+                        # No Ctrl-C comes between the step's end and the list.
+                        finished.extend(map(step_function, [state], [data]))
+                finally:
+                    for _, new in finished:
+                        kept = zip(self._jax_state, new, strict=True)
+                        self._jax_state = dict(kept)
+                return finished[0]
+
+            steps = super()._make_function(step, **kwargs)
+
+            def put_back_if_raised(state, iterator):
+                with state_put_back(self):
+                    return steps(state, iterator)
+
+            return put_back_if_raised
+
+
+@contextlib.contextmanager
+def state_put_back(model):
+    """Puts the weights of a `KeepsState` back if something is raised."""
+    try:
+        yield
+    except BaseException:
+        if keras.config.backend() == "jax":
+            model.jax_state_sync()
+        raise
+
+
+def values_now(model):
+    """The values of a model's variables on JAX, also while `fit` has them.
+
+    Call it, and use the values, within the `state_lock` of a `KeepsState`.
+    """
+    variables = model.variables
+    if all(map(has_value, variables)):
+        return [v.value for v in variables]
+    values = {}
+    for name in ("trainable_variables", "non_trainable_variables"):
+        held = (getattr(model, "_jax_state", None) or {}).get(name, ())
+        own = getattr(model, name)
+        values.update(zip(map(id, own), held, strict=False))
+    if not all(id(v) in values for v in variables):
+        raise RuntimeError(
+            "The weights must be in the model. Received: a model whose weights "
+            "another training has, a StatefulTrainer's for one. Wait for its "
+            "end, or generate in a callback at the end of an epoch."
+        )
+    return [values[id(v)] for v in variables]
 
 
 def build_from(model, batch_of):

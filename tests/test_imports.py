@@ -17,6 +17,7 @@ ROOMS = (
     "version",
     "keras_compat",
     "files",
+    "near_names",
     "kernels",
     "layers",
     "distribution",

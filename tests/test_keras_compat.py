@@ -36,10 +36,18 @@ OWNERS = {
     "_lora_enabled_layers": keras_hub.models.Backbone,
     "_sentence_piece": keras_hub.tokenizers.SentencePieceTokenizer,
     "_symbolic_build": keras.Model,
+    "_trainable_variables": keras.optimizers.Optimizer,
     "_untrack_variable": keras.Layer,
     "_value": keras.Variable,
 }
 OWNERS_ON = {
+    "jax": {
+        "_get_jax_state": keras.Model,
+        "_jax_state": keras.Model,
+        "_jax_state_synced": keras.Model,
+        "_make_function": keras.Model,
+        "_purge_model_variables": keras.Model,
+    },
     "tensorflow": {
         "_distribute_strategy": keras.Model,
         "_maybe_symbolic_build": keras.Model,

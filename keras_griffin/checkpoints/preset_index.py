@@ -1,9 +1,10 @@
 """The presets by name: one JSON entry each in `presets/`. Needs no Keras."""
 
 import collections
-import difflib
 import json
 from importlib import resources
+
+from keras_griffin.near_names import did_you_mean
 
 _ENDING = ".json"
 
@@ -57,8 +58,7 @@ def preset_entry(name):
     """
     names = preset_names()
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-        hint = f"Did you mean {', '.join(near)}? " if near else ""
+        hint = did_you_mean(name, names)
         raise ValueError(
             f"A preset's name must be one of the index. Received: {name!r}. "
             f"{hint}`keras-griffin presets` lists all names."

@@ -3,6 +3,7 @@ import threading
 
 import keras
 
+from keras_griffin import keras_compat
 from keras_griffin.generation.sampling import copy_sampler
 from keras_griffin.generation.sampling import kind_of_sampler
 from keras_griffin.generation.sampling import settings_of
@@ -25,6 +26,8 @@ class CompiledFunctions:
         self._functions = {}
         self._steps = {}  # of PyTorch
         self._structure = None
+        # Of the weights; see `keras_compat.KeepsState`.
+        self.state_lock = threading.RLock()
 
     @functools.cached_property
     def state_specs(self):
@@ -127,7 +130,7 @@ class CompiledFunctions:
             import torch
 
             return torch.no_grad()(function)
-        if model.run_eagerly:
+        if model.run_eagerly and backend == "tensorflow":
             return function
         if backend == "tensorflow":
             import tensorflow as tf
@@ -139,7 +142,6 @@ class CompiledFunctions:
 
         import jax
 
-        @jax.jit
         def stateless(weights, values, *args):
             mapping = zip(
                 [*model.variables, *variables], weights + values, strict=True
@@ -148,12 +150,16 @@ class CompiledFunctions:
                 outputs = function(*args)
             return outputs, [scope.get_current_value(v) for v in variables]
 
+        if not model.run_eagerly:
+            stateless = jax.jit(stateless)
+
         def compiled(*args):
-            outputs, values = stateless(
-                [v.value for v in model.variables],
-                [v.value for v in variables],
-                *args,
-            )
+            with self.state_lock:
+                outputs, values = stateless(
+                    keras_compat.values_now(model),
+                    [v.value for v in variables],
+                    *args,
+                )
             for variable, value in zip(variables, values, strict=True):
                 variable.assign(value)
             return outputs

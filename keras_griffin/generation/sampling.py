@@ -11,6 +11,7 @@ from keras_hub import samplers
 
 from keras_griffin.generation.arguments import check_seed
 from keras_griffin.generation.arguments import check_temperature
+from keras_griffin.near_names import did_you_mean
 
 # Attributes that are data for a compiled function, not part of it. So is `k` of
 # `TRUNCATING` samplers; of a contrastive sampler it is a shape.
@@ -31,10 +32,19 @@ KNOWN = (
     samplers.ContrastiveSampler,
 )
 
+NAMES = ("greedy", "top_k", "top_p", "random", "beam", "contrastive")
+
+
+def get_sampler(identifier):
+    """The sampler of a name or a configuration; all else as it is."""
+    if isinstance(identifier, dict) or identifier in NAMES:
+        return samplers.get(identifier)
+    return identifier
+
 
 def call_sampler(model, sampler, temperature, seed):
     """The sampler of one call."""
-    sampler = model.sampler if sampler is None else samplers.get(sampler)
+    sampler = model.sampler if sampler is None else get_sampler(sampler)
     check_sampler(sampler, model.backbone.vocabulary_size)
     if temperature is None and seed is None:
         return sampler
@@ -73,7 +83,13 @@ def find_stop_token_ids(model, stop_token_ids):
 
 
 def check_sampler(sampler, vocabulary_size):
-    """Raises for samplers that a recurrent state cannot serve."""
+    """Raises for what is no sampler, or none for a recurrent state."""
+    if not isinstance(sampler, samplers.Sampler):
+        raise ValueError(
+            "`sampler` must be a name or a keras_hub.samplers.Sampler. "
+            f"Received: {sampler!r}. {did_you_mean(sampler, NAMES)}The names "
+            f"are {', '.join(NAMES)}."
+        )
     if isinstance(sampler, samplers.SpeculativeSampler):
         raise ValueError(
             "A sampler must not take tokens back: a recurrent state "

@@ -27,8 +27,13 @@ from keras_griffin.layers.token_layout import init_rows
 from keras_griffin.layers.torch_module import TorchModule
 from keras_griffin.models.griffin_blocks import complete_arguments
 from keras_griffin.models.griffin_blocks import make_blocks
+from keras_griffin.near_names import arguments_of
+from keras_griffin.near_names import check_arguments
 from keras_griffin.training import lora
 from keras_griffin.training import quantization
+
+# What Keras' models take beside their own.
+_LAST_ARGUMENTS = ("dtype", "name", "trainable")
 
 
 @keras.saving.register_keras_serializable(package="keras_griffin")
@@ -142,6 +147,7 @@ class GriffinBackbone(TorchModule, Backbone):
     ):
         given = locals()
         quantization.check_dtype(dtype)
+        check_arguments("GriffinBackbone", kwargs, _KNOWN)
         arguments = complete_arguments({n: given[n] for n in ARGUMENTS})
 
         # === Layers ===
@@ -202,6 +208,8 @@ class GriffinBackbone(TorchModule, Backbone):
         Raises:
             ValueError: as `GriffinCausalLM.from_preset`.
         """
+        known = {*arguments_of(cls, GriffinBackbone), *_LAST_ARGUMENTS}
+        check_arguments(f"{cls.__name__}.from_preset", kwargs, known)
         source = find_preset(preset, load_weights)
         if source.kind == "keras":
             with loading(source, load_weights):
@@ -486,3 +494,4 @@ class GriffinBackbone(TorchModule, Backbone):
 
 # The arguments that say what the model is.
 ARGUMENTS = tuple(inspect.signature(GriffinBackbone).parameters)[:-2]
+_KNOWN = (*ARGUMENTS, *_LAST_ARGUMENTS)

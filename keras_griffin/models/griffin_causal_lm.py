@@ -29,8 +29,11 @@ from keras_griffin.models.griffin_backbone import GriffinBackbone
 from keras_griffin.models.griffin_causal_lm_preprocessor import (
     GriffinCausalLMPreprocessor,
 )
+from keras_griffin.near_names import arguments_of
+from keras_griffin.near_names import check_arguments
 from keras_griffin.training import chunked_cross_entropy
 from keras_griffin.training import quantization
+from keras_griffin.training import training_checks
 
 # A subclass that has one of these of its own sees logits.
 _SEE_LOGITS = (
@@ -40,13 +43,15 @@ _SEE_LOGITS = (
     "test_step",
     "train_step",
 )
+# What KerasHub's tasks and Keras' models take beside their own.
+_LAST_ARGUMENTS = ("compile", "name", "trainable")
 # The model whose step of training or evaluation is running: `call` returns
 # its hidden states, and `compute_loss` expects them.
 _in_step = contextvars.ContextVar("in_step", default=None)
 
 
 @keras.saving.register_keras_serializable(package="keras_griffin")
-class GriffinCausalLM(TorchModule, CausalLM):
+class GriffinCausalLM(TorchModule, keras_compat.KeepsState, CausalLM):
     """A Griffin that predicts the next token: train it, generate with it.
 
     `logits = cap * tanh(h E^T / cap)`, with the backbone's hidden states `h`,
@@ -112,6 +117,9 @@ class GriffinCausalLM(TorchModule, CausalLM):
     _loss_in_pieces = False
 
     def __init__(self, backbone, preprocessor=None, **kwargs):
+        known = ("backbone", "preprocessor", *_LAST_ARGUMENTS)
+        check_arguments("GriffinCausalLM", kwargs, known)
+
         # === Layers ===
         self.backbone = backbone
         self.preprocessor = preprocessor
@@ -166,6 +174,8 @@ class GriffinCausalLM(TorchModule, CausalLM):
         )
         ```
         """
+        known = {*arguments_of(cls, GriffinCausalLM), *_LAST_ARGUMENTS}
+        check_arguments(f"{cls.__name__}.from_preset", kwargs, known)
         source = find_preset(preset, load_weights)
         if source.kind == "keras":
             with loading(source, load_weights):
@@ -232,6 +242,8 @@ class GriffinCausalLM(TorchModule, CausalLM):
 
     # === Training ===
 
+    state_lock = property(lambda self: self._functions.state_lock)
+
     def train_step(self, *args, **kwargs):
         return self._run_step(super().train_step, *args, **kwargs)
 
@@ -261,6 +273,9 @@ class GriffinCausalLM(TorchModule, CausalLM):
         gradient once more. Where other metrics, or a subclass with a step,
         loss or metrics of its own, look at logits, there are all of them.
         """
+        sample_weight = training_checks.token_weights(
+            self.loss, y, sample_weight, y_pred
+        )
         if _in_step.get() is not self:
             return super().compute_loss(x, y, y_pred, sample_weight, training)
         y = ops.reshape(y, ops.shape(y_pred)[:2])
@@ -287,6 +302,9 @@ class GriffinCausalLM(TorchModule, CausalLM):
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         if _in_step.get() is self:  # `compute_loss` has updated them
             return self.get_metrics_result()
+        sample_weight = training_checks.token_weights(
+            self.loss, y, sample_weight, y_pred
+        )
         return super().compute_metrics(x, y, y_pred, sample_weight)
 
     # KerasHub turns all data into a pipeline for the sake of preprocessing,
@@ -300,22 +318,24 @@ class GriffinCausalLM(TorchModule, CausalLM):
                 validation = self.preprocessor.for_pipeline(validation)
                 kwargs["validation_data"] = (validation,)
             return super().fit(x, y, **kwargs)
-        self._check_arrays(x)
+        self._check_arrays(x, y, kwargs)
         return keras.Model.fit(self, x, y, **kwargs)
 
     def evaluate(self, x=None, y=None, **kwargs):
-        if self._goes_through_pipeline(x):
-            x = self.preprocessor.for_pipeline(x)
-            return super().evaluate(x, y, **kwargs)
-        self._check_arrays(x)
-        return keras.Model.evaluate(self, x, y, **kwargs)
+        with keras_compat.state_put_back(self):
+            if self._goes_through_pipeline(x):
+                x = self.preprocessor.for_pipeline(x)
+                return super().evaluate(x, y, **kwargs)
+            self._check_arrays(x, y, kwargs)
+            return keras.Model.evaluate(self, x, y, **kwargs)
 
     def predict(self, x=None, **kwargs):
-        if self._goes_through_pipeline(x):
-            x = self.preprocessor.for_pipeline(x)
-            return super().predict(x, **kwargs)
-        self._check_arrays(x)
-        return keras.Model.predict(self, x, **kwargs)
+        with keras_compat.state_put_back(self):
+            if self._goes_through_pipeline(x):
+                x = self.preprocessor.for_pipeline(x)
+                return super().predict(x, **kwargs)
+            self._check_arrays(x)
+            return keras.Model.predict(self, x, **kwargs)
 
     def _goes_through_pipeline(self, x):
         # A PyDataset holds batches already; KerasHub would not take it.
@@ -323,9 +343,10 @@ class GriffinCausalLM(TorchModule, CausalLM):
             x, keras.utils.PyDataset
         )
 
-    def _check_arrays(self, x):
+    def _check_arrays(self, x, y=None, kwargs=()):
         if isinstance(x, dict):
             check_inputs(x, self.backbone.vocabulary_size)
+            training_checks.check_arrays(self, x, y, kwargs)
 
     def get_compile_config(self):
         config = super().get_compile_config()
@@ -348,11 +369,16 @@ class GriffinCausalLM(TorchModule, CausalLM):
         `jit_compile=False`; Keras' own choice on a CPU would be not to.
 
         Raises:
-            ValueError: for samplers that a recurrent state cannot serve, and
-                under a `GriffinParallel` for weights that its layout map
-                forgets (see `keras_griffin.distribution.check_layout_map`).
+            ValueError: for samplers that are unknown or that a recurrent state
+                cannot serve, for cross-entropies of probabilities, and under
+                a `GriffinParallel` for weights that its layout map forgets
+                (see `keras_griffin.distribution.check_layout_map`).
         """
-        super().compile(*args, **kwargs)
+        sampler = sampling.get_sampler(kwargs.pop("sampler", "top_k"))
+        sampling.check_sampler(sampler, self.backbone.vocabulary_size)
+        if type(self).call is GriffinCausalLM.call:
+            training_checks.check_take_logits(*args, **kwargs)
+        super().compile(*args, sampler=sampler, **kwargs)
         self._requested_jit_compile = kwargs.get("jit_compile", "auto")
         self._replica_call = None
         if keras.config.backend() == "tensorflow":
@@ -361,7 +387,6 @@ class GriffinCausalLM(TorchModule, CausalLM):
         if isinstance(distribution, GriffinParallel):
             check_layout_map(distribution.layout_map, self)
         self._functions = CompiledFunctions(self)
-        sampling.check_sampler(self.sampler, self.backbone.vocabulary_size)
         metrics = [
             kwargs.get("metrics"),
             kwargs.get("weighted_metrics", "auto"),
@@ -391,6 +416,7 @@ class GriffinCausalLM(TorchModule, CausalLM):
     # Weights that came or went since the last step need another function.
 
     def make_train_function(self, *args, **kwargs):
+        training_checks.check_still_compiled(self)
         self._functions.forget_stale()
         return super().make_train_function(*args, **kwargs)
 

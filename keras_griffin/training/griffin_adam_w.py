@@ -30,9 +30,9 @@ class GriffinAdamW(_AdamW):
             `3e-3` trained the shipped preset of 3.3 M parameters, larger
             models take less; DeepMind fine-tunes RecurrentGemma 2B with
             `1e-4`. Defaults to `1e-3`.
-        num_steps: int. Batches in all of training: Keras' schedules count
-            batches, also where `gradient_accumulation_steps` of them make one
-            update. Defaults to `None`: a constant learning rate.
+        num_steps: int. Updates in all of training: epochs times batches,
+            divided by `gradient_accumulation_steps` where several batches make
+            one update. Defaults to `None`: a constant learning rate.
         warmup_fraction: float in [0, 1). Part of `num_steps`. Defaults to
             `0.03`.
         final_fraction: float in [0, 1]. Last learning rate, as a part of the
@@ -56,7 +56,7 @@ class GriffinAdamW(_AdamW):
     model = keras_griffin.GriffinCausalLM.from_preset("griffin_shakespeare_en")
     model.compile(
         optimizer=keras_griffin.GriffinAdamW(
-            3e-4, num_steps=4, gradient_accumulation_steps=2
+            3e-4, num_steps=2, gradient_accumulation_steps=2
         )
     )
     model.fit(["To be, or not to be: that is the question."] * 4, batch_size=1)
@@ -84,6 +84,9 @@ class GriffinAdamW(_AdamW):
             learning_rate = _cosine(
                 learning_rate, num_steps, warmup_fraction, final_fraction
             )
+            batches = kwargs.get("gradient_accumulation_steps")
+            if batches:
+                learning_rate = UpdateSchedule(learning_rate, batches)
         super().__init__(
             learning_rate,
             weight_decay=weight_decay,
@@ -101,6 +104,32 @@ class GriffinAdamW(_AdamW):
         super().build(variables)
 
 
+@keras.saving.register_keras_serializable(package="keras_griffin")
+class UpdateSchedule(keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule that counts updates, where Keras' own count batches.
+
+    Args:
+        schedule: a `keras.optimizers.schedules.LearningRateSchedule`.
+        batches: int. Batches of an update: `gradient_accumulation_steps`.
+    """
+
+    def __init__(self, schedule, batches):
+        self.schedule = schedule
+        self.batches = batches
+
+    def __call__(self, step):
+        return self.schedule(step // self.batches)
+
+    def get_config(self):
+        schedule = keras.optimizers.schedules.serialize(self.schedule)
+        return {"schedule": schedule, "batches": self.batches}
+
+    @classmethod
+    def from_config(cls, config):
+        schedule = keras.optimizers.schedules.deserialize(config["schedule"])
+        return cls(schedule, config["batches"])
+
+
 def is_decayed(variable):
     """Whether weight decay pulls on a variable."""
     return len(variable.shape) > 1 and not NOT_DECAYED.search(variable.path)
@@ -115,8 +144,9 @@ def _cosine(peak, num_steps, warmup_fraction, final_fraction):
         )
     if num_steps < 1:
         raise ValueError(
-            "`num_steps` must be at least 1: the batches in all of training. "
-            f"Received: num_steps={num_steps}. Give epochs times batches."
+            "`num_steps` must be at least 1: the updates in all of training. "
+            f"Received: num_steps={num_steps}. Give epochs times batches, "
+            "divided by `gradient_accumulation_steps`."
         )
     if not 0 <= warmup_fraction < 1 or not 0 <= final_fraction <= 1:
         raise ValueError(

@@ -1,3 +1,5 @@
+import contextlib
+import shutil
 from pathlib import Path
 
 import keras
@@ -7,6 +9,9 @@ from keras_griffin.training.resumable_data import ResumableData
 
 # The last one, and one before: a NaN may show only in the next step's loss.
 BACKUPS_KEPT = 2
+
+# The last backup under this name is done with, and perhaps half deleted.
+DELETED = "deleted"
 
 
 def resumable_fit(
@@ -21,7 +26,9 @@ def resumable_fit(
     with weights that have seen its first batches, and does not keep the seeds
     of dropout. Here all that a step depends on is kept: weights, optimizer,
     seeds, metrics, and the place in the data. What callbacks remember of
-    their own is not (`EarlyStopping` counts anew).
+    their own is not (`EarlyStopping` counts anew). The first backup is written
+    before the first step: from there on it does not matter which seeds and
+    initial weights the program starts with.
 
     Orbax writes them (`pip install "keras-griffin[convert]"`): in the
     background, completely or not at all, each host its own part. When
@@ -80,24 +87,47 @@ def resumable_fit(
 
 def _fit(model, data, backup, epochs, callbacks, kwargs):
     epoch, index = backup.restore()
-    history = {}
     # Keras takes all epochs for as long as the first one.
-    for last_epoch in ([epoch + 1] if index else []) + [epochs]:
-        if epoch >= last_epoch or (history and model.stop_training):
-            break
+    last_epochs = [epoch + 1] if index else []
+    if epoch + len(last_epochs) < epochs:
+        last_epochs.append(epochs)
+    history = {}
+    is_final = False
+    for last_epoch in last_epochs:
         data.start(epoch, index)
-        part = model.fit(
-            data,
-            initial_epoch=epoch,
-            epochs=last_epoch,
-            shuffle=False,
-            callbacks=[*callbacks, backup],
-            **kwargs,
-        )
+        is_final = last_epoch == epochs
+        with contextlib.nullcontext() if is_final else _unfinished(model):
+            part = model.fit(
+                data,
+                initial_epoch=epoch,
+                epochs=last_epoch,
+                shuffle=False,
+                callbacks=[*callbacks, backup],
+                **kwargs,
+            )
         for name, values in part.history.items():
             history.setdefault(name, []).extend(values)
         epoch, index = last_epoch, 0
+        if model.stop_training:
+            break
+    if epoch and not is_final:  # stopped early, or killed behind the last step
+        model.optimizer.finalize_variable_values(model.trainable_variables)
     return history
+
+
+@contextlib.contextmanager
+def _unfinished(model):
+    """Leaves the weights at the end of a `fit` that others will follow.
+
+    Keras would put the moving averages of an optimizer with `use_ema` in their
+    place.
+    """
+    optimizer = model.optimizer
+    optimizer.finalize_variable_values = lambda variables: None
+    try:
+        yield
+    finally:
+        del optimizer.finalize_variable_values
 
 
 class _Backup(keras.callbacks.Callback):
@@ -113,8 +143,11 @@ class _Backup(keras.callbacks.Callback):
         import orbax.checkpoint as ocp
 
         self._args = ocp.args
+        self._is_primary = ocp.multihost.is_primary_host(0)
+        self._folder = Path(folder).absolute()
+        self._remove_deleted()
         self._manager = ocp.CheckpointManager(
-            Path(folder).absolute(),
+            self._folder,
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=BACKUPS_KEPT,
                 create=True,
@@ -153,6 +186,9 @@ class _Backup(keras.callbacks.Callback):
         self._epoch = epoch
         if not self._is_restoring:
             self._index = 0
+            if self._manager.latest_step() is None:
+                self._write()  # before the first step
+                self._manager.wait_until_finished()
         elif self._index:  # metrics were reset just before
             self._read_variables("of_metrics", self._trained.metrics_variables)
         else:
@@ -187,9 +223,18 @@ class _Backup(keras.callbacks.Callback):
             self._write()
 
     def delete(self):
+        """Deletes all backups; killed in between, the last is whole or gone."""
         self._manager.wait_until_finished()
-        for step in self._manager.all_steps():
+        steps = sorted(self._manager.all_steps())
+        for step in steps[:-1]:
             self._manager.delete(step)
+        if steps and self._is_primary:
+            (self._folder / str(steps[-1])).rename(self._folder / DELETED)
+        self._remove_deleted()
+
+    def _remove_deleted(self):
+        if self._is_primary and self._folder.joinpath(DELETED).exists():
+            shutil.rmtree(self._folder / DELETED)
 
     def close(self):
         """Waits for what is being written."""

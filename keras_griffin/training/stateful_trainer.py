@@ -5,10 +5,11 @@ from keras_griffin import keras_compat
 from keras_griffin.distribution.layout_map import MODEL
 from keras_griffin.distribution.layout_map import axis_size
 from keras_griffin.layers.input_checks import check_inputs
+from keras_griffin.training import training_checks
 
 
 @keras.saving.register_keras_serializable(package="keras_griffin")
-class StatefulTrainer(keras.Model):
+class StatefulTrainer(keras_compat.KeepsState, keras.Model):
     """Trains a model on texts of any length, a chunk of them at a time.
 
     Row `i` of a batch goes on where row `i` of the batch before ended: the
@@ -108,6 +109,10 @@ class StatefulTrainer(keras.Model):
             keras_compat.set_layout(variable, layout)
             variable.assign(variable.value)
 
+    @property
+    def state_lock(self):
+        return self.causal_lm.state_lock
+
     def call(self, inputs, training=None):
         check_inputs(inputs, self.causal_lm.backbone.vocabulary_size)
         rows = inputs["token_ids"].shape[0]
@@ -149,7 +154,26 @@ class StatefulTrainer(keras.Model):
         """
         if loss == "auto":
             loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        training_checks.check_take_logits(loss=loss, **kwargs)
         super().compile(optimizer, loss=loss, **kwargs)
+
+    def compute_loss(
+        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
+    ):
+        sample_weight = training_checks.token_weights(
+            self.loss, y, sample_weight, y_pred
+        )
+        return super().compute_loss(x, y, y_pred, sample_weight, training)
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        sample_weight = training_checks.token_weights(
+            self.loss, y, sample_weight, y_pred
+        )
+        return super().compute_metrics(x, y, y_pred, sample_weight)
+
+    def make_train_function(self, *args, **kwargs):
+        training_checks.check_still_compiled(self)
+        return super().make_train_function(*args, **kwargs)
 
     def compile_from_config(self, config):
         self.compile(**keras.saving.deserialize_keras_object(config))
@@ -183,21 +207,22 @@ class StatefulTrainer(keras.Model):
             callbacks=callbacks,
             steps_per_epoch=steps_per_epoch,
             shuffle=False,
-            **self._with_batch_size(x, kwargs),
+            **self._with_batch_size(x, kwargs, y),
         )
 
     # `fit` comes here with its validation data.
     def evaluate(self, x=None, y=None, **kwargs):
-        kwargs = self._with_batch_size(x, kwargs)
+        kwargs = self._with_batch_size(x, kwargs, y)
         return self._with_fresh_state(super().evaluate, x, y, **kwargs)
 
     def predict(self, x=None, **kwargs):
         kwargs = self._with_batch_size(x, kwargs)
         return self._with_fresh_state(super().predict, x, **kwargs)
 
-    def _with_batch_size(self, x, kwargs):
+    def _with_batch_size(self, x, kwargs, y=None):
         # Keras wants none for data that come in batches.
         if isinstance(x, dict):
+            training_checks.check_arrays(self, x, y, kwargs)
             return {"batch_size": self.batch_size, **kwargs}
         return kwargs
 
@@ -205,7 +230,8 @@ class StatefulTrainer(keras.Model):
         kept = [ops.copy(v.value) for v in self._state_variables]
         self.reset_state()
         try:
-            return function(*args, **kwargs)
+            with keras_compat.state_put_back(self):
+                return function(*args, **kwargs)
         finally:
             for variable, value in zip(
                 self._state_variables, kept, strict=True

@@ -172,7 +172,6 @@ def test_gradients_of_pieces_are_summed_in_float32(monkeypatch):
 def test_other_losses_get_all_logits():
     model = make()
     for loss, options in [
-        (keras.losses.SparseCategoricalCrossentropy(), {}),
         (
             keras.losses.SparseCategoricalCrossentropy(
                 from_logits=True, ignore_class=0

@@ -162,6 +162,32 @@ def test_gradient_accumulation_and_clipping():
         np.testing.assert_allclose(result, expected, rtol=1e-3, atol=1e-6)
 
 
+def test_accumulated_updates_follow_the_schedule_of_the_large_batch():
+    rng = np.random.default_rng(0)
+    gradients = rng.normal(size=(12, 2, 2)).astype("float32")
+    found = []
+    for batches, parts in (
+        (None, gradients.reshape(6, 2, 2, 2).mean(1)),
+        (2, gradients),
+    ):
+        optimizer = GriffinAdamW(
+            0.1,
+            num_steps=6,
+            warmup_fraction=0.4,
+            gradient_accumulation_steps=batches,
+        )
+        optimizer = GriffinAdamW.from_config(optimizer.get_config())
+        kernel = keras.Variable(np.ones((2, 2), "float32"))
+        optimizer.build([kernel])
+        values = []
+        for gradient in parts:
+            optimizer.apply([keras.ops.convert_to_tensor(gradient)], [kernel])
+            values.append(to_numpy(kernel.value).copy())
+        found.append(values[:: -(batches or 1)])
+    for large, accumulated in zip(*found, strict=True):
+        np.testing.assert_allclose(accumulated, large, rtol=1e-5)
+
+
 @pytest.mark.backend_independent
 def test_schedule():
     optimizer = GriffinAdamW(
