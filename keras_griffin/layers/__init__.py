@@ -15,3 +15,6 @@ from keras_griffin.layers.rglru import RGLRU as RGLRU
 from keras_griffin.layers.rms_normalization import (
     RMSNormalization as RMSNormalization,
 )
+from keras_griffin.layers.token_embedding import (
+    TokenEmbedding as TokenEmbedding,
+)

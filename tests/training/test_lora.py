@@ -21,7 +21,7 @@ MLP = ["gate", "up", "down"]
 
 
 def values(model):
-    return {v.path: to_numpy(v.value) for v in model.variables}
+    return {v.path: to_numpy(v.value).copy() for v in model.variables}
 
 
 def copy_of(weights, **changes):
