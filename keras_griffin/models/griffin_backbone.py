@@ -375,7 +375,11 @@ class GriffinBackbone(Backbone):
         """Freezes all weights and trains low-rank adapters beside matrices.
 
         `y = W x + B (A x) + b`, with `A` of `rank` rows, random, and `B` of
-        `rank` columns, 0 at first. Compile the model after it.
+        `rank` columns, 0 at first, both float32 in every policy. Compile the
+        model after it.
+
+        `save_to_preset` and `.keras` files have the adapters added to float
+        weights; on int8 and int4 weights they go into a file of their own.
 
         Args:
             rank: int. Rank of the adapters.
@@ -436,6 +440,10 @@ class GriffinBackbone(Backbone):
             ValueError: without adapters, and for quantized layers.
         """
         lora.merge(self)
+
+    def save_own_variables(self, store):
+        lora.check_saved_whole(self)
+        super().save_own_variables(store)
 
     def quantize(self, mode=None, config=None, filters=None, **kwargs):
         """Quantizes the matrices. See `GriffinCausalLM.quantize`."""

@@ -7,12 +7,14 @@ from keras.quantizers import AbsMaxQuantizer
 from keras.quantizers import Int4QuantizationConfig
 from keras.quantizers import Int8QuantizationConfig
 
+import keras_griffin
 from keras_griffin.training import chunked_cross_entropy
 from support.checks import assert_close
 from support.checks import to_numpy
 from support.models import VOCABULARY
 from support.models import loss_and_gradients
 from support.models import round_matrices
+from support.models import run
 from support.models import tiny_model
 from support.models import tokens
 
@@ -112,3 +114,35 @@ def fit(model):
     return model.fit(
         INPUTS, np.roll(IDS, -1, 1), epochs=6, shuffle=False, verbose=0
     ).history["loss"]
+
+
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+def test_adapters_are_saved_by_themselves(base, mode, tmp_path):
+    model = quantized_model(base, mode)
+    model.save_to_preset(str(tmp_path / "base"))
+    adapt(model)
+    fit(model)
+    expected = run(model, IDS)
+    with pytest.raises(ValueError, match="merged into float kernels"):
+        model.merge_lora()
+    for save in (
+        lambda: model.save(tmp_path / "model.keras"),
+        lambda: model.save_weights(tmp_path / "model.weights.h5"),
+        lambda: model.save_to_preset(str(tmp_path / "preset")),
+        lambda: model.backbone.save(tmp_path / "backbone.keras"),
+    ):
+        with pytest.raises(ValueError, match="saved by themselves"):
+            save()
+    assert not (tmp_path / "preset").exists()
+
+    # As the message says: the quantized model and its adapters, or the float
+    # model, adapters and `quantize` in either order.
+    adapters = tmp_path / "a.lora.h5"
+    model.save_lora_weights(adapters)
+    again = keras_griffin.GriffinCausalLM.from_preset(str(tmp_path / "base"))
+    again.load_lora_weights(adapters)
+    np.testing.assert_allclose(run(again, IDS), expected, atol=1e-5)
+    again = copy_of(base)
+    again.load_lora_weights(adapters)
+    again.quantize(config=CONFIGS[mode])
+    np.testing.assert_allclose(run(again, IDS), expected, atol=1e-4)
