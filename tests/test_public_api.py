@@ -36,7 +36,7 @@ LAYERS = [
     "RMSNormalization",
     "RecurrentBlock",
     "ResidualBlock",
-    "TokenEmbedding",
+    "ReversibleEmbedding",
 ]
 CLASSES = [(keras_griffin, name) for name in PACKAGE]
 CLASSES += [(layers, name) for name in LAYERS]

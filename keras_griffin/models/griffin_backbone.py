@@ -18,8 +18,8 @@ from keras_griffin.layers.input_checks import check_names
 from keras_griffin.layers.recurrent_block import RecurrentBlock
 from keras_griffin.layers.replica_dropout import ReplicaDropout
 from keras_griffin.layers.residual_block import keep_rows
+from keras_griffin.layers.reversible_embedding import ReversibleEmbedding
 from keras_griffin.layers.rms_normalization import RMSNormalization
-from keras_griffin.layers.token_embedding import TokenEmbedding
 from keras_griffin.layers.token_layout import ROW_KEYS
 from keras_griffin.layers.token_layout import TokenLayout
 from keras_griffin.layers.token_layout import init_rows
@@ -145,7 +145,7 @@ class GriffinBackbone(Backbone):
         # === Layers ===
         self._compact_rows = CompactRows(dtype=dtype, name="compact_rows")
         self._restore_rows = RestoreRows(dtype=dtype, name="restore_rows")
-        self.token_embedding = TokenEmbedding(
+        self.token_embedding = ReversibleEmbedding(
             vocabulary_size,
             hidden_dim,
             embeddings_initializer=keras.initializers.RandomNormal(

@@ -3,10 +3,13 @@ from keras import ops
 
 
 @keras.saving.register_keras_serializable(package="keras_griffin")
-class TokenEmbedding(keras.layers.ReversibleEmbedding):
+class ReversibleEmbedding(keras.layers.ReversibleEmbedding):
     """`keras.layers.ReversibleEmbedding` that passes gradients when quantized.
 
     `E[x]` of token ids, and in reverse `x E^T`: the logits of hidden states.
+
+    It has the name of Keras' layer because files of weights name an embedding
+    after its class.
 
     Quantized, Keras' layer (3.15.1) rounds the hidden states to int8 and
     differentiates the rounding, which gives 0 almost everywhere: what reaches
@@ -29,7 +32,7 @@ class TokenEmbedding(keras.layers.ReversibleEmbedding):
 
     Example:
     ```python
-    embedding = keras_griffin.layers.TokenEmbedding(29, 8)
+    embedding = keras_griffin.layers.ReversibleEmbedding(29, 8)
     x = embedding(np.array([[1, 2, 3]]))  # (1, 3, 8)
     embedding.quantize("int8")
     logits = embedding(x, reverse=True)  # (1, 3, 29)
