@@ -23,6 +23,15 @@ def all_layers(layer, include_self=True):
     return layer._flatten_layers(include_self=include_self)
 
 
+def kernel_without_adapter(dense):
+    """The kernel of a float `Dense`, of which `kernel` has LoRA's part too.
+
+    Needless with a public attribute, or when Keras applies LoRA to the inputs
+    of a float layer as it does to those of a quantized one.
+    """
+    return dense._kernel
+
+
 def remove_weight(layer, name):
     """Takes a weight out of a layer, and sets the attribute to `None`.
 

@@ -32,6 +32,7 @@ OWNERS = {
     "_flatten_layers": keras.Layer,
     "_get_kernel_with_merged_lora": keras.layers.Dense,
     "_initialize": keras.Variable,
+    "_kernel": keras.layers.Dense,
     "_layout": keras.Variable,
     "_lora_enabled_layers": keras_hub.models.Backbone,
     "_sentence_piece": keras_hub.tokenizers.SentencePieceTokenizer,

@@ -36,6 +36,7 @@ LAYERS = [
     "RMSNormalization",
     "RecurrentBlock",
     "ResidualBlock",
+    "ReversibleEmbedding",
 ]
 CLASSES = [(keras_griffin, name) for name in PACKAGE]
 CLASSES += [(layers, name) for name in LAYERS]

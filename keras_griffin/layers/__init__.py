@@ -11,6 +11,9 @@ from keras_griffin.layers.recurrent_block import (
     RecurrentBlock as RecurrentBlock,
 )
 from keras_griffin.layers.residual_block import ResidualBlock as ResidualBlock
+from keras_griffin.layers.reversible_embedding import (
+    ReversibleEmbedding as ReversibleEmbedding,
+)
 from keras_griffin.layers.rglru import RGLRU as RGLRU
 from keras_griffin.layers.rms_normalization import (
     RMSNormalization as RMSNormalization,

@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from keras_griffin import keras_compat
+
 
 def apply_dense(dense, x):
     """Returns `dense(x)`.
@@ -12,21 +14,50 @@ def apply_dense(dense, x):
     of the kernel. On several devices the axes stay apart: of a merged axis,
     XLA could not shard the second one. On PyTorch see `linear_torch`.
 
+    An adapter acts on the tokens, `y = x W + (x A) B + b`. Keras' float layer
+    computes `x (W + A B) + b`: it forms a whole kernel in each step, and one
+    more for the gradient of `W + A B`.
+
     Args:
-        dense: a `keras.layers.Dense` without activation.
+        dense: a built `keras.layers.Dense` without activation.
         x: tensor `(..., width)`.
     """
-    backend = keras.config.backend()
-    if backend == "torch" and not dense.quantization_mode:
-        from keras_griffin.layers import linear_torch
+    if keras.config.backend() == "jax":
+        if keras.distribution.distribution() is None and len(x.shape) != 2:
+            y = apply_dense(dense, ops.reshape(x, (-1, x.shape[-1])))
+            return ops.reshape(y, (*ops.shape(x)[:-1], y.shape[-1]))
+    if dense.quantization_mode:  # Keras' own: adapters on tokens there too
+        return dense(x)
+    if not dense.lora_enabled and not _is_for_onednn(x):
+        return dense(x)
+    x = ops.cast(x, dense.compute_dtype)
+    y = _product(x, keras_compat.kernel_without_adapter(dense))
+    if dense.bias is not None:
+        y = y + ops.cast(dense.bias, y.dtype)
+    return y + _adapter(dense, x) if dense.lora_enabled else y
 
-        if linear_torch.is_usable(x):
-            # `dense.kernel` has LoRA's part in it.
-            kernel = ops.convert_to_tensor(dense.kernel)
-            y = linear_torch.Linear.apply(x.reshape(-1, x.shape[-1]), kernel)
-            y = y.reshape(*x.shape[:-1], -1)
-            return y if dense.bias is None else y + dense.bias.value
-    if backend == "jax" and keras.distribution.distribution() is None:
-        y = dense(ops.reshape(x, (-1, x.shape[-1])))
-        return ops.reshape(y, (*ops.shape(x)[:-1], y.shape[-1]))
-    return dense(x)
+
+def _adapter(dense, x):
+    a, b = (
+        ops.cast(v, x.dtype) for v in (dense.lora_kernel_a, dense.lora_kernel_b)
+    )
+    scale = dense.lora_alpha / dense.lora_rank
+    return ops.matmul(scale * ops.matmul(x, a), b)
+
+
+def _product(x, kernel):
+    kernel = ops.cast(kernel, x.dtype)
+    if not _is_for_onednn(x):
+        return ops.matmul(x, kernel)
+    from keras_griffin.layers import linear_torch
+
+    y = linear_torch.Linear.apply(x.reshape(-1, x.shape[-1]), kernel)
+    return y.reshape(*x.shape[:-1], -1)
+
+
+def _is_for_onednn(x):
+    if keras.config.backend() != "torch":
+        return False
+    from keras_griffin.layers import linear_torch
+
+    return linear_torch.is_usable(x)

@@ -34,7 +34,9 @@ class Linear(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
         x, kernel = ctx.saved_tensors
-        return _product(dy, kernel.t()), _product(x.t(), dy)
+        needs_dx, needs_dkernel = ctx.needs_input_grad
+        dx = _product(dy, kernel.t()) if needs_dx else None
+        return dx, _product(x.t(), dy) if needs_dkernel else None
 
 
 def _product(a, b):

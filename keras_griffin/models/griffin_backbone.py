@@ -20,6 +20,7 @@ from keras_griffin.layers.input_checks import check_names
 from keras_griffin.layers.recurrent_block import RecurrentBlock
 from keras_griffin.layers.replica_dropout import ReplicaDropout
 from keras_griffin.layers.residual_block import keep_rows
+from keras_griffin.layers.reversible_embedding import ReversibleEmbedding
 from keras_griffin.layers.rms_normalization import RMSNormalization
 from keras_griffin.layers.token_layout import ROW_KEYS
 from keras_griffin.layers.token_layout import TokenLayout
@@ -153,7 +154,7 @@ class GriffinBackbone(TorchModule, Backbone):
         # === Layers ===
         self._compact_rows = CompactRows(dtype=dtype, name="compact_rows")
         self._restore_rows = RestoreRows(dtype=dtype, name="restore_rows")
-        self.token_embedding = keras.layers.ReversibleEmbedding(
+        self.token_embedding = ReversibleEmbedding(
             vocabulary_size,
             hidden_dim,
             embeddings_initializer=keras.initializers.RandomNormal(
@@ -380,7 +381,11 @@ class GriffinBackbone(TorchModule, Backbone):
         """Freezes all weights and trains low-rank adapters beside matrices.
 
         `y = W x + B (A x) + b`, with `A` of `rank` rows, random, and `B` of
-        `rank` columns, 0 at first. Compile the model after it.
+        `rank` columns, 0 at first, both float32 in every policy. Compile the
+        model after it.
+
+        `save_to_preset` and `.keras` files have the adapters added to float
+        weights; on int8 and int4 weights they go into a file of their own.
 
         Args:
             rank: int. Rank of the adapters.
@@ -454,6 +459,10 @@ class GriffinBackbone(TorchModule, Backbone):
             ValueError: without adapters, and for quantized layers.
         """
         lora.merge(self)
+
+    def save_own_variables(self, store):
+        lora.check_saved_whole(self)
+        super().save_own_variables(store)
 
     def quantize(self, mode=None, config=None, filters=None, **kwargs):
         """Quantizes the matrices. See `GriffinCausalLM.quantize`."""

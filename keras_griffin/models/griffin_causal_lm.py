@@ -32,6 +32,7 @@ from keras_griffin.models.griffin_causal_lm_preprocessor import (
 from keras_griffin.near_names import arguments_of
 from keras_griffin.near_names import check_arguments
 from keras_griffin.training import chunked_cross_entropy
+from keras_griffin.training import lora
 from keras_griffin.training import quantization
 from keras_griffin.training import training_checks
 
@@ -461,6 +462,11 @@ class GriffinCausalLM(TorchModule, keras_compat.KeepsState, CausalLM):
         filters = quantization.choose_layers(self, mode, filters)
         super().quantize(mode, config=config, filters=filters, **kwargs)
         quantization.save_zero_points(self)
+
+    enable_lora = lora.enable_lora
+    save_lora_weights = lora.save_lora_weights
+    load_lora_weights = lora.load_lora_weights
+    merge_lora = lora.merge_lora
 
     def get_quantization_layer_structure(self, mode=None):
         return self.backbone.get_quantization_layer_structure(mode)

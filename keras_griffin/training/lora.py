@@ -76,6 +76,25 @@ def check_targets(backbone, rank, names):
             )
 
 
+def check_saved_whole(backbone):
+    """Raises for what a file of all weights can't hold: QLoRA's adapters.
+
+    Keras would add them to the quantized kernels, round those anew, and read
+    another model back.
+    """
+    for layer in lora_layers(backbone):
+        if layer.quantization_mode is not None:
+            raise ValueError(
+                "Adapters on quantized weights are saved by themselves: to add "
+                "them to the weights, those would have to be rounded once "
+                f"more. Received: {layer.path!r} quantized to "
+                f"{layer.quantization_mode}, with an adapter. Call "
+                "`save_lora_weights`. To have the model back, load the base "
+                "model, `quantize` it as before, or load what was saved after "
+                "that, and call `load_lora_weights`."
+            )
+
+
 def freeze_biases(backbone):
     """Leaves the adapters as all that is trained.
 
@@ -185,3 +204,26 @@ def check_same_targets(backbone, names):
             f"Received: a file for {names}, and a backbone with adapters on "
             f"{enabled}. Load it into a backbone without adapters."
         )
+
+
+# === Methods of a task, which does as its backbone ===
+
+
+def enable_lora(self, rank, target_layer_names=None):
+    """Trains adapters alone. See `GriffinBackbone.enable_lora`."""
+    self.backbone.enable_lora(rank, target_layer_names)
+
+
+def save_lora_weights(self, filepath):
+    """Saves the adapters alone, to a file that ends in `.lora.h5`."""
+    self.backbone.save_lora_weights(filepath)
+
+
+def load_lora_weights(self, filepath):
+    """Loads adapters. See `GriffinBackbone.load_lora_weights`."""
+    self.backbone.load_lora_weights(filepath)
+
+
+def merge_lora(self):
+    """Adds adapters to the weights. See `GriffinBackbone.merge_lora`."""
+    self.backbone.merge_lora()

@@ -6,6 +6,7 @@ import re
 import keras
 
 from keras_griffin import keras_compat
+from keras_griffin.layers.reversible_embedding import ReversibleEmbedding
 from keras_griffin.training.lora import lora_layers
 
 # In the names of policies, as "int8_from_float32".
@@ -14,8 +15,8 @@ SOURCE = "_from_"
 # The large matrices; everything else (convolution, gates and decay of the
 # RG-LRU, norms) is small, sensitive, and stays as it is.
 QUANTIZED_LAYERS = {
-    "int8": (keras.layers.Dense, keras.layers.ReversibleEmbedding),
-    "int4": (keras.layers.Dense, keras.layers.ReversibleEmbedding),
+    "int8": (keras.layers.Dense, ReversibleEmbedding),
+    "int4": (keras.layers.Dense, ReversibleEmbedding),
     "float8": (keras.layers.Dense,),
     "gptq": (keras.layers.Dense,),
     "awq": (keras.layers.Dense,),

@@ -1,5 +1,7 @@
 """`apply_dense` is the dense layer itself, only faster."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -51,6 +53,54 @@ def test_values_and_gradients_are_the_layers_own(shape, use_bias, lora):
     for a, b in zip(gradients, expected_gradients, strict=True):
         assert_close(a, b, kind="gradients")
         assert np.any(b)
+
+
+@pytest.mark.parametrize("time", [3, 40])
+def test_an_adapter_forms_no_whole_kernel(monkeypatch, time):
+    dense = dense_layer(lora=True)
+    dense._kernel.trainable = False
+    x = np.random.default_rng(1).normal(size=(2, time, 8)).astype("float32")
+    expected = to_numpy(dense(x))
+    kernel = property(lambda self: pytest.fail("W + A B is formed"))
+    monkeypatch.setattr(keras.layers.Dense, "kernel", kernel)
+    x = ops.convert_to_tensor(x)
+    assert_close(apply_dense(dense, x), expected)
+    if keras.config.backend() == "jax":
+        import jax
+
+        def loss(x, a, b):
+            mapping = [(dense.lora_kernel_a, a), (dense.lora_kernel_b, b)]
+            with keras.StatelessScope(mapping):
+                return ops.sum(apply_dense(dense, x) ** 2)
+
+        adapter = [v.value for v in (dense.lora_kernel_a, dense.lora_kernel_b)]
+        gradient = jax.make_jaxpr(jax.grad(loss, (0, 1, 2)))(x, *adapter)
+        products = re.findall(r"f32\[([\d,]+)\] = dot_general", str(gradient))
+        assert products and not {"8,12", "12,8"} & {*products}
+
+
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="PyTorch alone")
+def test_a_frozen_kernel_of_torch_gets_no_gradient(monkeypatch):
+    import torch
+
+    from keras_griffin.layers import linear_torch
+
+    shapes, product = [], linear_torch._product
+
+    def recorded(a, b):
+        y = product(a, b)
+        shapes.append(tuple(y.shape))
+        return y
+
+    monkeypatch.setattr(linear_torch, "_product", recorded)
+    x = torch.ones(64, 8, requires_grad=True)
+    kernel = torch.ones(8, 12)
+    linear_torch.Linear.apply(x, kernel).sum().backward()
+    assert shapes == [(64, 12), (64, 8)]
+    shapes.clear()
+    kernel.requires_grad_()
+    linear_torch.Linear.apply(x.detach(), kernel).sum().backward()
+    assert shapes == [(64, 12), (8, 12)]
 
 
 def test_other_dtypes_and_quantized_layers():

@@ -74,6 +74,25 @@ def assert_same_weights(received, expected):
         )
 
 
+def round_matrices(model, quantized):
+    """Gives a float model what a quantized one's matrices stand for."""
+    for layer, new in zip(
+        quantized.backbone._flatten_layers(),
+        model.backbone._flatten_layers(),
+        strict=True,
+    ):
+        if layer.quantization_mode is None:
+            continue
+        if layer.name == "token_embedding":
+            matrix = to_numpy(layer(np.arange(layer.input_dim)))
+            new.embeddings.assign(matrix)
+            continue
+        kernel = to_numpy(layer(np.eye(new.kernel.shape[0], dtype="float32")))
+        if new.bias is not None:
+            kernel = kernel - to_numpy(new.bias.value)
+        new.kernel.assign(kernel)
+
+
 def steady_adam_w():
     """AdamW whose weights are as exact as the gradients.
 

@@ -21,7 +21,7 @@ MLP = ["gate", "up", "down"]
 
 
 def values(model):
-    return {v.path: to_numpy(v.value) for v in model.variables}
+    return {v.path: to_numpy(v.value).copy() for v in model.variables}
 
 
 def copy_of(weights, **changes):
@@ -56,7 +56,7 @@ def trained():
     base = values(model)
     compiled_and_eager_agree(model)  # compiles before there are adapters
     outputs = run(model, IDS)
-    model.backbone.enable_lora(RANK)
+    model.enable_lora(RANK)
     np.testing.assert_allclose(run(model, IDS), outputs, atol=1e-5)
     train(model)
     return model, base, outputs
@@ -82,11 +82,11 @@ def test_generation_sees_the_adapters(trained):
 def test_adapters_are_saved_and_loaded(trained, tmp_path):
     model, base, _ = trained
     path = tmp_path / "a.lora.h5"
-    model.backbone.save_lora_weights(path)
+    model.save_lora_weights(path)
     expected = run(model, IDS)
     fresh = copy_of(base)
     for _ in range(2):  # the second time into adapters that are there
-        fresh.backbone.load_lora_weights(path)
+        fresh.load_lora_weights(path)
         np.testing.assert_allclose(run(fresh, IDS), expected, atol=1e-5)
 
 
@@ -97,7 +97,7 @@ def test_merging(trained, tmp_path):
     merged.backbone.load_lora_weights(tmp_path / "a.lora.h5")
     compiled_and_eager_agree(merged)  # compiles with adapters
     expected = run(merged, IDS)
-    merged.backbone.merge_lora()
+    merged.merge_lora()
     np.testing.assert_allclose(run(merged, IDS), expected, atol=1e-5)
     compiled_and_eager_agree(merged)
     assert [v.path for v in merged.variables] == list(base)
@@ -207,32 +207,6 @@ def test_what_cannot_be_is_refused(tmp_path):
         backbone.load_lora_weights(tmp_path / "c.weights.h5")
 
 
-def test_qlora(quick_collection, tmp_path):
-    base = values(tiny_model(num_layers=1))
-    model = copy_of(base, num_layers=1)
-    model.quantize("int8")
-    model.backbone.enable_lora(RANK)
-    kernel = model.backbone.blocks[0].mlp.down._kernel
-    assert kernel.dtype == "int8"
-    frozen = to_numpy(kernel.value)
-    before = run(model, IDS)
-    train(model, epochs=2)
-    np.testing.assert_array_equal(to_numpy(kernel.value), frozen)
-    expected = run(model, IDS)
-    assert np.abs(expected - before).max() > 0.05
-    compiled_and_eager_agree(model)
-    with pytest.raises(ValueError, match="merged into float kernels"):
-        model.backbone.merge_lora()
-
-    # The other order: adapters first.
-    model.backbone.save_lora_weights(tmp_path / "a.lora.h5")
-    again = copy_of(base, num_layers=1)
-    again.backbone.load_lora_weights(tmp_path / "a.lora.h5")
-    again.quantize("int8")
-    assert again.backbone.blocks[0].mlp.down._kernel.dtype == "int8"
-    np.testing.assert_allclose(run(again, IDS), expected, atol=1e-4)
-
-
 def test_adapters_and_other_quantizations(quick_collection):
     model = tiny_model(num_layers=1)
     model.backbone.enable_lora(1)
@@ -242,3 +216,20 @@ def test_adapters_and_other_quantizations(quick_collection):
     model.quantize("float8")
     with pytest.raises(ValueError, match="float, int8 and int4 kernels"):
         model.backbone.enable_lora(1)
+
+
+def test_adapters_are_float32_and_move_at_a_small_rate():
+    """In bfloat16, 1 + 1e-5 is 1: a step of Adam would be lost."""
+    model = keras_griffin.GriffinCausalLM(
+        tiny_backbone(num_layers=1, dtype="bfloat16")
+    )
+    model.enable_lora(RANK)
+    adapters = model.trainable_variables
+    for variable in adapters:
+        assert variable.dtype == "float32"
+        variable.assign(1 + 0 * variable)
+    model.compile(optimizer=keras.optimizers.Adam(1e-5))
+    model.fit(INPUTS, np.roll(IDS, -1, 1), epochs=1, verbose=0)
+    for variable in adapters:
+        steps = np.abs(to_numpy(variable.value) - 1)
+        assert 5e-6 < np.median(steps) < 2e-5, variable.path

@@ -10,6 +10,7 @@ from keras.quantizers import Int8QuantizationConfig
 
 import keras_griffin
 from support.checks import to_numpy
+from support.models import round_matrices
 from support.models import run
 from support.models import tiny_model
 from support.models import tokens
@@ -90,27 +91,6 @@ def modes_of(model):
     }
 
 
-def with_rounded_matrices(base, model):
-    """The float model whose matrices are what the quantized ones stand for."""
-    rounded = float_model(base)
-    for layer, new in zip(
-        model.backbone._flatten_layers(),
-        rounded.backbone._flatten_layers(),
-        strict=True,
-    ):
-        if layer.quantization_mode is None:
-            continue
-        if layer.name == "token_embedding":
-            matrix = to_numpy(layer(np.arange(layer.input_dim)))
-            new.embeddings.assign(matrix)
-            continue
-        kernel = to_numpy(layer(np.eye(new.kernel.shape[0], dtype="float32")))
-        if new.bias is not None:
-            kernel = kernel - to_numpy(new.bias.value)
-        new.kernel.assign(kernel)
-    return rounded
-
-
 @pytest.mark.parametrize("mode", MODES)
 def test_a_quantized_model(base, mode, tmp_path):
     weights, outputs = base
@@ -139,7 +119,8 @@ def test_a_quantized_model(base, mode, tmp_path):
         change = np.abs(quantized - outputs).max() / np.abs(outputs).max()
         assert 0 < change < CHANGE[mode]
     else:
-        rounded = with_rounded_matrices(base, model)
+        rounded = float_model(base)
+        round_matrices(rounded, model)
         np.testing.assert_allclose(logits(rounded), quantized, atol=2e-3)
         for variable in rounded.variables:
             old, new = weights[variable.path], to_numpy(variable.value)

@@ -1,0 +1,70 @@
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable(package="keras_griffin")
+class ReversibleEmbedding(keras.layers.ReversibleEmbedding):
+    """`keras.layers.ReversibleEmbedding` that passes gradients when quantized.
+
+    `E[x]` of token ids, and in reverse `x E^T`: the logits of hidden states.
+
+    It has the name of Keras' layer because files of weights name an embedding
+    after its class.
+
+    Quantized, Keras' layer (3.15.1) rounds the hidden states to int8 and
+    differentiates the rounding, which gives 0 almost everywhere: what reaches
+    the layers below has nothing to do with the loss, and adapters on an int8
+    model do not learn. Here the gradient is that of `x E^T` with the
+    dequantized `E`, as if nothing had been rounded. `keras.layers.Dense` does
+    the same. The outputs are those of Keras' layer.
+
+    Args:
+        input_dim: int. Number of token ids.
+        output_dim: int. Width of an embedding.
+        **kwargs: see `keras.layers.ReversibleEmbedding`.
+
+    Call arguments:
+        inputs: `(..., )` int ids, or in reverse `(..., output_dim)` floats.
+        reverse: bool. Defaults to `False`.
+
+    Returns:
+        `(..., output_dim)`, or in reverse `(..., input_dim)`.
+
+    Example:
+    ```python
+    embedding = keras_griffin.layers.ReversibleEmbedding(29, 8)
+    x = embedding(np.array([[1, 2, 3]]))  # (1, 3, 8)
+    embedding.quantize("int8")
+    logits = embedding(x, reverse=True)  # (1, 3, 29)
+    ```
+
+    Source:
+        Straight-through estimator, arXiv:1308.3432.
+    """
+
+    # Needless when Keras' `ReversibleEmbedding` has a gradient of its own.
+    def quantized_call(self, inputs, reverse=False):
+        call = super().quantized_call
+        if not reverse:
+            return call(inputs)
+
+        # The gradient is computed outside of the scope of the forward pass, in
+        # which weights may have other values than their own.
+        @ops.custom_gradient
+        def logits(hidden, *values):
+            def gradient(*args, upstream=None):
+                if upstream is None:  # PyTorch gives it by name
+                    (upstream,) = args
+                mapping = zip(self.variables, values, strict=True)
+                with keras.StatelessScope(list(mapping)):
+                    matrix = call(ops.arange(self.input_dim))
+                nothing = [None] * len(values)
+                return (ops.matmul(upstream, matrix), *nothing)
+
+            return call(hidden, reverse=True), gradient
+
+        return logits(inputs, *map(ops.convert_to_tensor, self.variables))
+
+    def quantize(self, mode=None, type_check=True, config=None):
+        # Keras checks for its own class, lest a subclass has other weights.
+        return super().quantize(mode, type_check=False, config=config)
