@@ -5,7 +5,6 @@ import ml_dtypes
 from keras import ops
 from keras_hub.models import Backbone
 
-from keras_griffin import keras_compat
 from keras_griffin.checkpoints import exporting
 from keras_griffin.checkpoints import keras_files
 from keras_griffin.checkpoints.preset_index import preset_summaries
@@ -372,53 +371,10 @@ class GriffinBackbone(TorchModule, Backbone):
 
     # === Fine-tuning ===
 
-    def default_lora_layer_names(self):
-        """Returns the names of all layers that can have an adapter."""
-        present = {layer.name for layer in keras_compat.all_layers(self)}
-        return [name for name in lora.LORA_LAYER_NAMES if name in present]
-
-    def enable_lora(self, rank, target_layer_names=None):
-        """Freezes all weights and trains low-rank adapters beside matrices.
-
-        `y = W x + B (A x) + b`, with `A` of `rank` rows, random, and `B` of
-        `rank` columns, 0 at first, both float32 in every policy. Compile the
-        model after it.
-
-        `save_to_preset` and `.keras` files have the adapters added to float
-        weights; on int8 and int4 weights they go into a file of their own.
-
-        Args:
-            rank: int. Rank of the adapters.
-            target_layer_names: names of the layers that get one:
-                `"linear_x"`, `"linear_y"`, `"linear_out"` of recurrent
-                blocks, `"query"`, `"key"`, `"value"`, `"output_dense"` of
-                attention, `"gate"`, `"up"`, `"down"` of the MLP. Defaults to
-                `None`: all of them.
-
-        Raises:
-            ValueError: for a rank below 1, other names, layers quantized to
-                float8, GPTQ or AWQ, and a backbone that has adapters.
-
-        Example:
-        ```python
-        model = keras_griffin.GriffinCausalLM.from_preset(
-            "griffin_shakespeare_en"
-        )
-        model.backbone.enable_lora(rank=4)
-        model.compile(optimizer=keras.optimizers.Adam(1e-3))
-        model.fit(["To be, or not to be"] * 4, batch_size=2)
-        model.backbone.save_lora_weights("hamlet.lora.h5")
-        model.backbone.merge_lora()
-        ```
-
-        Source:
-            LoRA, arXiv:2106.09685.
-        """
-        names = target_layer_names
-        names = self.default_lora_layer_names() if names is None else names
-        lora.check_targets(self, rank, names)
-        super().enable_lora(rank, names)
-        lora.freeze_biases(self)
+    default_lora_layer_names = lora.default_lora_layer_names
+    enable_lora = lora.enable_lora
+    merge_lora = lora.merge_lora
+    quantize = quantization.quantize
 
     def save_lora_weights(self, filepath):
         """Saves the adapters; an old file is replaced when they are written.
@@ -449,26 +405,9 @@ class GriffinBackbone(TorchModule, Backbone):
         with keras_files.explained(filepath):
             super().load_lora_weights(filepath)
 
-    def merge_lora(self):
-        """Adds the adapters to the weights and removes them.
-
-        The outputs stay what they were, and the weights are those of a
-        backbone without adapters, all of them trainable.
-
-        Raises:
-            ValueError: without adapters, and for quantized layers.
-        """
-        lora.merge(self)
-
     def save_own_variables(self, store):
         lora.check_saved_whole(self)
         super().save_own_variables(store)
-
-    def quantize(self, mode=None, config=None, filters=None, **kwargs):
-        """Quantizes the matrices. See `GriffinCausalLM.quantize`."""
-        filters = quantization.choose_layers(self, mode, filters)
-        super().quantize(mode, config=config, filters=filters, **kwargs)
-        quantization.save_zero_points(self)
 
     def get_quantization_layer_structure(self, mode=None):
         """What GPTQ and AWQ run one after the other."""

@@ -2,6 +2,7 @@
 
 import h5py
 import keras
+import keras_hub
 from keras import ops
 
 from keras_griffin import keras_compat
@@ -206,12 +207,73 @@ def check_same_targets(backbone, names):
         )
 
 
-# === Methods of a task, which does as its backbone ===
+# === Methods of the backbone, and of a task for its backbone ===
+
+
+def default_lora_layer_names(self):
+    """Returns the names of all layers that can have an adapter."""
+    present = {layer.name for layer in keras_compat.all_layers(self)}
+    return [name for name in LORA_LAYER_NAMES if name in present]
 
 
 def enable_lora(self, rank, target_layer_names=None):
-    """Trains adapters alone. See `GriffinBackbone.enable_lora`."""
-    self.backbone.enable_lora(rank, target_layer_names)
+    """Freezes all weights and trains low-rank adapters beside matrices.
+
+    `y = W x + B (A x) + b`, with `A` of `rank` rows, random, and `B` of
+    `rank` columns, 0 at first, both float32 in every policy. Compile the
+    model after it.
+
+    `save_to_preset` and `.keras` files have the adapters added to float
+    weights; on int8 and int4 weights they go into a file of their own.
+
+    Args:
+        rank: int. Rank of the adapters.
+        target_layer_names: names of the layers that get one:
+            `"linear_x"`, `"linear_y"`, `"linear_out"` of recurrent
+            blocks, `"query"`, `"key"`, `"value"`, `"output_dense"` of
+            attention, `"gate"`, `"up"`, `"down"` of the MLP. Defaults to
+            `None`: all of them.
+
+    Raises:
+        ValueError: for a rank below 1, other names, layers quantized to
+            float8, GPTQ or AWQ, and a backbone that has adapters.
+
+    Example:
+    ```python
+    model = keras_griffin.GriffinCausalLM.from_preset(
+        "griffin_shakespeare_en"
+    )
+    model.enable_lora(rank=4)
+    model.compile(optimizer=keras.optimizers.Adam(1e-3))
+    model.fit(["To be, or not to be"] * 4, batch_size=2)
+    model.save_lora_weights("hamlet.lora.h5")
+    model.merge_lora()
+    ```
+
+    Source:
+        LoRA, arXiv:2106.09685.
+    """
+    backbone = getattr(self, "backbone", self)
+    names = target_layer_names
+    names = backbone.default_lora_layer_names() if names is None else names
+    check_targets(backbone, rank, names)
+    keras_hub.models.Backbone.enable_lora(backbone, rank, names)
+    freeze_biases(backbone)
+
+
+def merge_lora(self):
+    """Adds the adapters to the weights and removes them.
+
+    The outputs stay what they were, and the weights are those of a
+    backbone without adapters, all of them trainable.
+
+    Raises:
+        ValueError: without adapters, and for quantized layers.
+    """
+    merge(getattr(self, "backbone", self))
+
+
+# === Methods of a task alone ===
 
 
 def save_lora_weights(self, filepath):
@@ -222,8 +284,3 @@ def save_lora_weights(self, filepath):
 def load_lora_weights(self, filepath):
     """Loads adapters. See `GriffinBackbone.load_lora_weights`."""
     self.backbone.load_lora_weights(filepath)
-
-
-def merge_lora(self):
-    """Adds adapters to the weights. See `GriffinBackbone.merge_lora`."""
-    self.backbone.merge_lora()

@@ -23,6 +23,41 @@ QUANTIZED_LAYERS = {
 }
 
 
+def quantize(self, mode=None, config=None, filters=None, **kwargs):
+    """Quantizes the dense layers and, to int8 and int4, the embedding.
+
+    The convolutions, the gates and decays of the RG-LRUs and the norms
+    stay as they are. It can't be undone.
+
+    Args:
+        mode: `"int8"` (weights and activations), `"int4"` (weights),
+            `"float8"` (for training: the weights stay float beside their
+            scales), `"gptq"` or `"awq"` (4 bits, from texts). Defaults to
+            `None`: the mode of `config`.
+        config: a `keras.quantizers.QuantizationConfig`; needed for GPTQ
+            and AWQ, which take their texts from it.
+        filters: a regular expression for layers' names, a list of them,
+            or a function of a layer. Defaults to `None`: all.
+
+    Raises:
+        ValueError: for filters that match nothing, for float8, GPTQ and
+            AWQ of a model with LoRA, and as `keras.Model.quantize`.
+
+    Example:
+    ```python
+    model = keras_griffin.GriffinCausalLM.from_preset(
+        "griffin_shakespeare_en"
+    )
+    model.quantize("int8")
+    model.generate("ROMEO:", max_new_tokens=20)
+    model.save_to_preset("./my_int8_griffin")
+    ```
+    """
+    filters = choose_layers(self, mode, filters)
+    keras.Model.quantize(self, mode, config=config, filters=filters, **kwargs)
+    save_zero_points(self)
+
+
 def choose_layers(model, mode, filters):
     """Returns a filter for `keras.Model.quantize`: the layers to quantize.
 
