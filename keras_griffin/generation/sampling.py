@@ -37,7 +37,9 @@ NAMES = ("greedy", "top_k", "top_p", "random", "beam", "contrastive")
 
 def get_sampler(identifier):
     """The sampler of a name or a configuration; all else as it is."""
-    if isinstance(identifier, dict) or identifier in NAMES:
+    is_name = isinstance(identifier, str) and identifier in NAMES
+    is_config = isinstance(identifier, dict) and "class_name" in identifier
+    if is_name or is_config:
         return samplers.get(identifier)
     return identifier
 

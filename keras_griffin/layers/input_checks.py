@@ -1,8 +1,20 @@
 """What a user gives a model or a layer, looked at before it is used."""
 
 import numpy as np
+from keras import ops
 
 INPUTS = ("token_ids", "padding_mask")
+
+
+def with_mask(inputs):
+    """The inputs of a model; without a mask all tokens are real."""
+    if isinstance(inputs, dict) and inputs.get("padding_mask") is None:
+        # Keras takes no arrays beside tensors.
+        is_array = isinstance(inputs["token_ids"], np.ndarray)
+        ones_like = np.ones_like if is_array else ops.ones_like
+        mask = ones_like(inputs["token_ids"], dtype="bool")
+        return {**inputs, "padding_mask": mask}
+    return inputs
 
 
 def check_names(inputs):
@@ -34,7 +46,7 @@ def check_inputs(inputs, vocabulary_size):
             + ". Text is tokenized by a GriffinCausalLMPreprocessor."
         )
     check_names(inputs)
-    unknown = sorted(set(inputs) - set(INPUTS))
+    unknown = sorted(map(str, inputs.keys() - INPUTS))
     if unknown:
         raise ValueError(
             f"Inputs must be a dict with {INPUTS[0]!r} and {INPUTS[1]!r} "
@@ -42,12 +54,14 @@ def check_inputs(inputs, vocabulary_size):
             "out."
         )
     token_ids = inputs["token_ids"]
-    if not hasattr(token_ids, "shape"):
-        raise ValueError(
-            "`token_ids` must be an array or a tensor. Received: "
-            f"{type(token_ids).__name__}. Make it one: "
-            "`np.array(token_ids)`."
-        )
+    for name, value in inputs.items():
+        if name == "padding_mask" and value is None:
+            continue
+        if not hasattr(value, "shape"):
+            raise ValueError(
+                f"`{name}` must be an array or a tensor. Received: "
+                f"{type(value).__name__}. Make it one: `np.array({name})`."
+            )
     if len(token_ids.shape) != 2:
         raise ValueError(
             "`token_ids` must have shape (batch, time). Received: shape "

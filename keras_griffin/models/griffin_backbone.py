@@ -16,6 +16,7 @@ from keras_griffin.layers.compact_rows import CompactRows
 from keras_griffin.layers.compact_rows import RestoreRows
 from keras_griffin.layers.input_checks import check_inputs
 from keras_griffin.layers.input_checks import check_names
+from keras_griffin.layers.input_checks import with_mask
 from keras_griffin.layers.recurrent_block import RecurrentBlock
 from keras_griffin.layers.replica_dropout import ReplicaDropout
 from keras_griffin.layers.residual_block import keep_rows
@@ -87,7 +88,8 @@ class GriffinBackbone(TorchModule, Backbone):
         inputs: dict of `"token_ids"` `(batch, time)` int and `"padding_mask"`
             `(batch, time)`, 0 at pads and otherwise the number of the token's
             document: a new one starts wherever it differs from the previous
-            real token's. A mask of ones is one document.
+            real token's. A mask of ones is one document, and so is a dict
+            without it.
 
     Returns:
         `(batch, time, hidden_dim)`. Outputs at pads have no meaning.
@@ -252,12 +254,13 @@ class GriffinBackbone(TorchModule, Backbone):
 
     def __call__(self, inputs, *args, **kwargs):
         check_inputs(inputs, self.vocabulary_size)
-        return super().__call__(inputs, *args, **kwargs)
+        return super().__call__(with_mask(inputs), *args, **kwargs)
 
     # Keras looks for `training` by name: without it nothing would drop out.
     def call(self, inputs, training=None, mask=None):
         # On JAX, `fit` comes here without passing `__call__`.
         check_names(inputs)
+        inputs = with_mask(inputs)
         return super().call(inputs, training=training, mask=mask)
 
     def init_state(self, batch_size, max_length=None):

@@ -25,6 +25,7 @@ from keras_griffin.generation.chat_session import ChatSession
 from keras_griffin.generation.compiled_functions import CompiledFunctions
 from keras_griffin.layers.input_checks import check_inputs
 from keras_griffin.layers.input_checks import check_names
+from keras_griffin.layers.input_checks import with_mask
 from keras_griffin.layers.torch_module import TorchModule
 from keras_griffin.models.griffin_backbone import GriffinBackbone
 from keras_griffin.models.griffin_causal_lm_preprocessor import (
@@ -226,12 +227,13 @@ class GriffinCausalLM(TorchModule, keras_compat.KeepsState, CausalLM):
 
     def __call__(self, inputs, *args, **kwargs):
         check_inputs(inputs, self.backbone.vocabulary_size)
-        return super().__call__(inputs, *args, **kwargs)
+        return super().__call__(with_mask(inputs), *args, **kwargs)
 
     # Keras looks for `training` by name: without it nothing would drop out.
     def call(self, inputs, training=None, mask=None):
         # On JAX, `fit` comes here without passing `__call__`.
         check_names(inputs)
+        inputs = with_mask(inputs)
         in_step = _in_step.get() is self
         if self._replica_call is not None:
             return self._replica_call(inputs, training, in_step)

@@ -200,6 +200,16 @@ def test_inputs_are_two_arrays(model):
         model({"token_ids": ids.tolist()})
 
 
+def test_without_a_mask_all_tokens_are_real(model):
+    ids = INPUTS["token_ids"]
+    whole = {"token_ids": ids, "padding_mask": np.ones((2, 5), bool)}
+    for function in (model, model.backbone):
+        expected = to_numpy(function(whole))
+        assert_close(function({"token_ids": ids}), expected)
+        without = {"token_ids": ids, "padding_mask": None}
+        assert_close(function(without), expected)
+
+
 @pytest.mark.parametrize("value", [0.5, np.nan, "a"])
 def test_masks_are_bools_or_whole_numbers(model, value):
     mask = np.full((2, 5), value)
