@@ -294,6 +294,66 @@ def test_additional_losses_count(monkeypatch):
     assert_close(np.array(found[1]), np.array(found[0]))
 
 
+class Logs(keras.callbacks.Callback):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def _see(self, step, logs=None):
+        self.seen.append([step, *(float(logs[name]) for name in sorted(logs))])
+
+    on_train_batch_end = on_test_batch_end = on_epoch_end = _see
+
+
+def test_callbacks_see_the_logs_of_all_logits():
+    x, y, weights = data()
+    found = []
+    for loss in LOSSES:
+        model, logs = make(loss), Logs()
+        model.fit(
+            x,
+            y,
+            sample_weight=weights,
+            batch_size=1,
+            epochs=2,
+            shuffle=False,
+            validation_data=(x, y, weights),
+            callbacks=[logs],
+            verbose=0,
+        )
+        found.append(np.array(sum(logs.seen, [])))
+    assert_close(found[1], found[0])
+
+
+def test_a_train_step_of_ones_own():
+    """As Keras' guides write it, on each backend."""
+    x, y, _ = data()
+
+    class OwnTrainStep(keras_griffin.GriffinCausalLM):
+        def train_step(self, *args):
+            *state, (x, y) = args
+            if state:  # on JAX
+                logits, _ = self.stateless_call(*state[0][:2], x)
+            else:
+                logits = self(x, training=True)
+            assert logits.shape[-1] == VOCABULARY
+            loss = keras.losses.sparse_categorical_crossentropy(
+                y, logits, from_logits=True
+            )
+            logs = {"own": keras.ops.mean(loss)}
+            return (logs, state[0]) if state else logs
+
+    backbone = tiny_backbone(num_layers=1, block_types=("recurrent",))
+    model = OwnTrainStep(backbone)
+    # Keras asks for the results of metrics, which this step does not update.
+    model.compile("sgd", weighted_metrics=None)
+    history = model.fit(x, y, verbose=0, batch_size=len(y), shuffle=False)
+    logits = model.predict(x, verbose=0).astype("float64")
+    log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    expected = -np.take_along_axis(log_probs, np.array(y)[..., None], -1)
+    assert_close(np.array(history.history["own"]), [expected.mean()])
+
+
 def test_pytorch_s_loss_gets_rows_of_logits(monkeypatch):
     """A softmax along another axis than the last takes several times longer."""
     if keras.config.backend() != "torch":
