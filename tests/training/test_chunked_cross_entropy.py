@@ -197,7 +197,7 @@ def test_without_metrics():
     model = make()
     expected = model.evaluate(x, y, verbose=0)
     # Keras keeps the metrics of before then.
-    model.compile("sgd", weighted_metrics=None)
+    model.compile("sgd", weighted_metrics=[])
     assert_close(np.array(model.evaluate(x, y, verbose=0)), np.array(expected))
     for metrics in ([], None):
         model.compile("sgd", weighted_metrics=metrics)
@@ -346,7 +346,7 @@ def test_a_train_step_of_ones_own():
     backbone = tiny_backbone(num_layers=1, block_types=("recurrent",))
     model = OwnTrainStep(backbone)
     # Keras asks for the results of metrics, which this step does not update.
-    model.compile("sgd", weighted_metrics=None)
+    model.compile("sgd", weighted_metrics=[])
     history = model.fit(x, y, verbose=0, batch_size=len(y), shuffle=False)
     logits = model.predict(x, verbose=0).astype("float64")
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
