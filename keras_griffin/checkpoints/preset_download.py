@@ -151,5 +151,28 @@ def explained(handle):
         raise
 
 
+@contextlib.contextmanager
+def read_by_tensorflow(path):
+    """Says so if TensorFlow, by which KerasHub reads `gs://`, cannot read.
+
+    Raises:
+        ConnectionError: for a folder that is not there or cannot be reached.
+    """
+    try:
+        from tensorflow.errors import OpError
+    except ImportError:  # KerasHub says that it is needed
+        yield
+        return
+    try:
+        yield
+    except OpError as error:
+        raise ConnectionError(
+            "A folder in the cloud must exist and be reached. Received: "
+            f"{path!r}, which could not be read ({_first_line(error)}). "
+            "Check the address and the connection, or copy the folder to this "
+            "machine."
+        ) from error
+
+
 def _first_line(error):
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -367,5 +367,8 @@ def loading(source, weights=True):
     with contextlib.ExitStack() as stack:
         if os.path.isdir(source.path):
             stack.enter_context(preset_files.checked(source.path, weights))
+        if "://" in source.path:
+            reading = preset_download.read_by_tensorflow(source.path)
+            stack.enter_context(reading)
         stack.enter_context(keras_files.explained(source.path))
         yield

@@ -15,6 +15,7 @@ from keras_griffin.cli.common import CommandError
 from keras_griffin.version import __version__
 
 USAGE_ERROR = 2
+FAILURE = 1
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 # Each has SUMMARY, DESCRIPTION, `add_arguments(parser)`, `run(arguments)`.
@@ -50,8 +51,10 @@ def main(argv=None):
             Defaults to `None`: those of the process.
 
     Returns:
-        The exit code: 0, 2 for a wrong call, 130 after Ctrl-C.
+        The exit code: 0, 1 if a file or the output cannot be written, 2 for a
+        wrong call, 130 after Ctrl-C.
     """
+    _replace_closed_streams()
     arguments = _parser().parse_args(argv)
     try:
         arguments.run(arguments)
@@ -63,9 +66,24 @@ def main(argv=None):
         print()
         return INTERRUPTED
     except BrokenPipeError:  # the reader, `head` say, has seen enough
-        # Python flushes stdout once more at exit: into nothing.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
+    except OSError as error:  # a full disk behind `> file`
+        _drop_output()
+        print(f"keras-griffin: error: {error}", file=sys.stderr)
+        return FAILURE
     return 0
+
+
+def _replace_closed_streams():
+    """Reads and writes nothing where the caller has closed a stream."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))
+
+
+def _drop_output():
+    """Python flushes stdout once more at exit: into nothing."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser():

@@ -451,3 +451,15 @@ def test_stored_dtype_of_other_models(copy, model):
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="a quantized model"):
         preset_loading.stored_dtype(source)
+
+
+def test_a_bucket_that_cannot_be_read(monkeypatch):
+    """KerasHub reads `gs://` by TensorFlow, whose errors are its own."""
+    import tensorflow as tf
+
+    def load(*args, **kwargs):
+        raise tf.errors.NotFoundError(None, None, "No such object")
+
+    monkeypatch.setattr(keras_hub.models.CausalLM, "from_preset", load)
+    with pytest.raises(ConnectionError, match="'gs://a/b', which could not be"):
+        keras_griffin.GriffinCausalLM.from_preset("gs://a/b")

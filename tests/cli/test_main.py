@@ -8,6 +8,7 @@ import sys
 import keras
 import pytest
 
+from keras_griffin.cli.main import FAILURE
 from keras_griffin.cli.main import USAGE_ERROR
 from keras_griffin.cli.main import main
 
@@ -113,6 +114,30 @@ def test_a_closed_pipe_is_no_error():
 
 
 @pytest.mark.backend_independent
+@pytest.mark.backend_independent
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has it")
+def test_a_full_disk_behind_the_output():
+    command = f"{sys.executable} -m keras_griffin presets > /dev/full"
+    done = subprocess.run(
+        ["bash", "-c", command], stderr=subprocess.PIPE, text=True, timeout=60
+    )
+    assert done.returncode == FAILURE
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("keras-griffin: error:") and "space" in line
+
+
+@pytest.mark.backend_independent
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_closed_streams(closed):
+    command = f"{sys.executable} -m keras_griffin presets {closed}"
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0
+    assert not done.stderr
+    assert bool(done.stdout) is (">&-" not in closed.split())
+
+
 def test_exit_code_of_a_process():
     done = run_command("info", "nothing_like_it")
     assert done.returncode == USAGE_ERROR
