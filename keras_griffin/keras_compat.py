@@ -6,6 +6,7 @@ what a release has taken away, and keeps private names out of other files.
 """
 
 import contextlib
+import re
 import threading
 
 import keras
@@ -139,11 +140,17 @@ class OwnParameters:
 
         def _track_variables(self):
             super()._track_variables()
-            names = {
-                v.path.removeprefix(f"{self.path}/"): v.value
-                for v in self.variables
-            }
-            self._torch_params = type(self._torch_params)(names)
+            names = {id(v): own_path(self, v) for v in self.variables}
+            for attribute, part in vars(self).items():
+                # Those in a model have the names that it gave them.
+                if isinstance(part, keras.Layer) and not isinstance(
+                    self, keras.Model
+                ):
+                    for v in part.variables:
+                        names[id(v)] = f"{attribute}/{own_path(part, v)}"
+            self._torch_params = type(self._torch_params)(
+                {names[id(v)]: v.value for v in self.variables}
+            )
 
         def _post_track_variable(self, variable):
             if hasattr(self, "_torch_params"):
@@ -166,10 +173,17 @@ class OwnParameters:
 
         def register_parameters(self):
             """Registers the weights as they are now."""
-            known = getattr(self, "_torch_params", {})
+            # That of a functional model lies where PyTorch does not look.
+            known = self._modules.get("_torch_params", {})
             now = {id(v.value) for v in self.variables}
             if {id(value) for value in known.values()} != now:
                 self._track_variables()
+
+
+def own_path(layer, variable):
+    """As in "gate/kernel": without what differs between two instances."""
+    path = variable.path.removeprefix(f"{layer.path}/")
+    return re.sub(r"seed_generator(_\d+)?/", "", path)
 
 
 # === Training ===
