@@ -44,8 +44,8 @@ class ReversibleEmbedding(TorchModule, keras.layers.ReversibleEmbedding):
         Straight-through estimator, arXiv:1308.3432.
     """
 
-    def __init__(self, input_dim, output_dim, *args, **kwargs):
-        super().__init__(input_dim, output_dim, *args, **kwargs)
+    def __init__(self, input_dim, output_dim, **kwargs):
+        super().__init__(input_dim, output_dim, **kwargs)
         # Its shape is known, and an optimizer of PyTorch wants to have it.
         self.build()
 
