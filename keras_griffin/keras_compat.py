@@ -140,17 +140,28 @@ class OwnParameters:
 
         def _track_variables(self):
             super()._track_variables()
-            names = {id(v): own_path(self, v) for v in self.variables}
-            for attribute, part in vars(self).items():
-                # Those in a model have the names that it gave them.
-                if isinstance(part, keras.Layer) and not isinstance(
-                    self, keras.Model
-                ):
-                    for v in part.variables:
-                        names[id(v)] = f"{attribute}/{own_path(part, v)}"
-            self._torch_params = type(self._torch_params)(
-                {names[id(v)]: v.value for v in self.variables}
-            )
+            # Module by module, PyTorch would find each weight once more.
+            for name, part in list(self._modules.items()):
+                if isinstance(part, keras.Layer):
+                    self.__dict__[name] = self._modules.pop(name)
+            parts = {"": self}
+            if not isinstance(self, keras.Model):
+                # A model names its layers; others have them from anywhere.
+                parts |= {
+                    f"{name}/": part
+                    for name, part in vars(self).items()
+                    if isinstance(part, keras.Layer)
+                }
+            names = {}
+            for prefix, part in parts.items():
+                for v in part.variables:
+                    path = v.path.removeprefix(f"{part.path}/")
+                    path = re.sub(r"seed_generator(_\d+)?/", "", path)
+                    names[id(v)] = prefix + path
+            parameters = type(self._torch_params)()
+            for v in self.variables:
+                parameters[names[id(v)]] = v.value
+            self._torch_params = parameters
 
         def _post_track_variable(self, variable):
             if hasattr(self, "_torch_params"):
@@ -159,12 +170,6 @@ class OwnParameters:
         def _post_untrack_variable(self, variable):
             if hasattr(self, "_torch_params"):
                 self._track_variables()
-
-        def __setattr__(self, name, value):
-            super().__setattr__(name, value)
-            modules = self.__dict__.get("_modules")
-            if modules and name in modules and isinstance(value, keras.Layer):
-                self.__dict__[name] = modules.pop(name)
 
         def _apply(self, function, *args, **kwargs):
             self.check_conversion(function)
@@ -178,12 +183,6 @@ class OwnParameters:
             now = {id(v.value) for v in self.variables}
             if {id(value) for value in known.values()} != now:
                 self._track_variables()
-
-
-def own_path(layer, variable):
-    """As in "gate/kernel": without what differs between two instances."""
-    path = variable.path.removeprefix(f"{layer.path}/")
-    return re.sub(r"seed_generator(_\d+)?/", "", path)
 
 
 # === Training ===

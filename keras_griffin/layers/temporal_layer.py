@@ -108,11 +108,15 @@ class TemporalLayer(BaseLayer):
 
     def __call__(self, x, *args, **kwargs):
         check_names(kwargs)
-        masks = (*args[:1], kwargs.get("padding_mask"), kwargs.get("mask"))
-        if not isinstance(x, keras.KerasTensor) and not any(
-            mask is not None for mask in masks
+        # Keras looks for a mask only where `x` is the only tensor.
+        names = ("padding_mask", "initial_state")
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        if (
+            given.get("initial_state") is not None
+            and given.get("padding_mask") is None
+            and given.get("mask") is None
+            and not isinstance(x, keras.KerasTensor)
         ):
-            # Keras itself looks only where `x` is the only tensor.
             kwargs["mask"] = keras_compat.mask_of(x)
         return super().__call__(x, *args, **kwargs)
 
@@ -129,7 +133,8 @@ class TemporalLayer(BaseLayer):
     ):
         x = ops.cast(x, self.compute_dtype)
         self._check_call(x, padding_mask, positions, mask)
-        initial_state = _state(initial_state)
+        if initial_state is not None:
+            initial_state = _state(initial_state)
         if padding_mask is None:
             padding_mask = mask
         if self.go_backwards:
@@ -236,14 +241,15 @@ class TemporalLayer(BaseLayer):
             shape = (shape[0], shape[-1])
         outputs = [keras.KerasTensor(shape, dtype=self.compute_dtype)]
         if self.return_state if return_state is None else return_state:
-            state = _state(initial_state) or self.init_state(1)
+            if initial_state is None:
+                initial_state = self.init_state(1)
             outputs.append(
                 {
                     name: keras.KerasTensor(
                         (x.shape[0], *leaf.shape[1:]),
                         dtype=keras.backend.standardize_dtype(leaf.dtype),
                     )
-                    for name, leaf in state.items()
+                    for name, leaf in _state(initial_state).items()
                 }
             )
         if return_intermediates:
@@ -302,7 +308,7 @@ def _state(state):
     """The state that was given, out of the list of a `Bidirectional`."""
     if isinstance(state, (list, tuple)) and len(state) == 1:
         state = state[0]
-    if state is None or (isinstance(state, dict) and "position" in state):
+    if isinstance(state, dict) and "position" in state:
         return state
     found = sorted(state) if isinstance(state, dict) else type(state).__name__
     raise ValueError(

@@ -68,13 +68,13 @@ def test_the_mask_of_an_embedding_beside_a_state():
     (y, after), (expected, last) = run(IDS), run(ALONE)
     assert_close(to_numpy(y)[IDS != 0].reshape(expected.shape), expected)
     assert_same_state(after, last)
+    assert_close(layer(table(IDS), None, state), y)
 
 
 def test_a_padding_mask_wins_over_a_mask_that_x_carries():
     x, layer = embedding()(IDS), rglru()
     other = np.array([[1, 1, 2, 2, 2], [1, 1, 1, 1, 0]])
     expected = layer(to_numpy(x), padding_mask=other)
-    assert_close(layer(x, padding_mask=other), expected)
     assert_close(layer(x, other), expected)
 
 
