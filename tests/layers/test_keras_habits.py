@@ -87,10 +87,11 @@ def test_two_masks(symbolic):
         rglru()(x, padding_mask=mask, mask=mask)
 
 
-def test_a_mask_of_another_shape():
+@pytest.mark.parametrize("mask", [np.ones((1, 2), "bool"), [[True] * 3]])
+def test_a_mask_of_another_shape(mask):
     x = np.zeros((1, 3, WIDTH), "float32")
     with pytest.raises(ValueError, match="`mask` must have shape"):
-        rglru()(x, mask=np.ones((1, 2), "bool"))
+        rglru()(x, mask=mask)
 
 
 @pytest.mark.parametrize(

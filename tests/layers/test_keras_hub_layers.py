@@ -1,5 +1,6 @@
 """KerasHub's check of a layer, for all of ours."""
 
+import keras
 import pytest
 
 from keras_griffin import layers
@@ -20,6 +21,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", CASES)
 def test_layer(cls):
     arguments, num_weights = CASES[cls]
@@ -31,7 +33,7 @@ def test_layer(cls):
     keras_hub_checks().run_layer_test(
         cls,
         arguments,
-        input_data=normal((2, 3, WIDTH)),
+        input_data=keras.ops.convert_to_tensor(normal((2, 3, WIDTH))),
         expected_output_shape=(2, 3, WIDTH),
         expected_num_trainable_weights=num_weights,
         run_precision_checks=cls is not layers.ResidualBlock,
