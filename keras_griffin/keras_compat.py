@@ -6,9 +6,11 @@ what a release has taken away, and keeps private names out of other files.
 """
 
 import contextlib
+import re
 import threading
 
 import keras
+from keras.src import backend
 from keras.src.backend.common import global_state
 
 # === Layers ===
@@ -21,6 +23,15 @@ def all_layers(layer, include_self=True):
     list. Needless with a public, recursive one.
     """
     return layer._flatten_layers(include_self=include_self)
+
+
+def mask_of(x):
+    """The mask that a tensor carries from an earlier layer, or `None`.
+
+    Keras gives it to `call` only if there is no other tensor among the
+    arguments. Needless when it does so with a state beside `x` too.
+    """
+    return backend.get_keras_mask(x)
 
 
 def kernel_without_adapter(dense):
@@ -109,16 +120,72 @@ def set_layout(variable, layout):
     variable._layout = layout
 
 
-# === Training ===
+# === PyTorch ===
 
 
-def track_parameters(model):
-    """Registers the weights as they are now as PyTorch's parameters.
+class OwnParameters:
+    """On PyTorch, each weight is a parameter once, under its name in the layer.
 
-    Keras does so once, and its `torch_params` can lie outside of what PyTorch
-    looks at. Needless when Keras registers what is added later.
+    Keras names parameters by the path of the weight, in which the layer's own
+    name differs from one instance to the next, and names those of sub-layers
+    once more in each layer above: no `state_dict` would fit another instance.
+    It registers them when a layer is built, and not what adapters or
+    quantization add later. Needless when Keras does otherwise.
+
+    `check_conversion` sees each function that PyTorch applies to the weights,
+    `to` and `half` among them, also for a module that the layer is in.
     """
-    model._track_variables()
+
+    if keras.config.backend() == "torch":
+
+        def _track_variables(self):
+            super()._track_variables()
+            # Module by module, PyTorch would find each weight once more.
+            for name, part in list(self._modules.items()):
+                if isinstance(part, keras.Layer):
+                    self.__dict__[name] = self._modules.pop(name)
+            parts = {"": self}
+            if not isinstance(self, keras.Model):
+                # A model names its layers; others have them from anywhere.
+                parts |= {
+                    f"{name}/": part
+                    for name, part in vars(self).items()
+                    if isinstance(part, keras.Layer)
+                }
+            names = {}
+            for prefix, part in parts.items():
+                for v in part.variables:
+                    path = v.path.removeprefix(f"{part.path}/")
+                    path = re.sub(r"seed_generator(_\d+)?/", "", path)
+                    names[id(v)] = prefix + path
+            parameters = type(self._torch_params)()
+            for v in self.variables:
+                parameters[names[id(v)]] = v.value
+            self._torch_params = parameters
+
+        def _post_track_variable(self, variable):
+            if hasattr(self, "_torch_params"):
+                self._track_variables()
+
+        def _post_untrack_variable(self, variable):
+            if hasattr(self, "_torch_params"):
+                self._track_variables()
+
+        def _apply(self, function, *args, **kwargs):
+            self.check_conversion(function)
+            self.register_parameters()
+            return super()._apply(function, *args, **kwargs)
+
+        def register_parameters(self):
+            """Registers the weights as they are now."""
+            # That of a functional model lies where PyTorch does not look.
+            known = self._modules.get("_torch_params", {})
+            now = {id(v.value) for v in self.variables}
+            if {id(value) for value in known.values()} != now:
+                self._track_variables()
+
+
+# === Training ===
 
 
 def build_for_training(model, batch):

@@ -40,6 +40,7 @@ def arguments_of(cls, base):
             for name, parameter in inspect.signature(
                 each.__init__
             ).parameters.items()
-            if parameter.kind is not parameter.VAR_KEYWORD
+            if parameter.kind
+            not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
         }
     return names - {"self"}

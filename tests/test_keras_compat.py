@@ -53,7 +53,12 @@ OWNERS_ON = {
         "_distribute_strategy": keras.Model,
         "_maybe_symbolic_build": keras.Model,
     },
-    "torch": {"_track_variables": keras.Layer},
+    "torch": {
+        "_apply": keras.Layer,
+        "_modules": keras.Layer,
+        "_torch_params": keras.Layer,
+        "_track_variables": keras.Layer,
+    },
 }
 
 

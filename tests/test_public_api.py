@@ -33,6 +33,7 @@ LAYERS = [
     "GatedMLP",
     "LocalMQA",
     "RGLRU",
+    "RGLRUCell",
     "RMSNormalization",
     "RecurrentBlock",
     "ResidualBlock",

@@ -15,6 +15,7 @@ from keras_griffin.layers.reversible_embedding import (
     ReversibleEmbedding as ReversibleEmbedding,
 )
 from keras_griffin.layers.rglru import RGLRU as RGLRU
+from keras_griffin.layers.rglru_cell import RGLRUCell as RGLRUCell
 from keras_griffin.layers.rms_normalization import (
     RMSNormalization as RMSNormalization,
 )

@@ -1,9 +1,11 @@
 import keras
 from keras import ops
 
+from keras_griffin.layers.base_layer import BaseLayer
+
 
 @keras.saving.register_keras_serializable(package="keras_griffin")
-class BlockDiagonalDense(keras.layers.Layer):
+class BlockDiagonalDense(BaseLayer):
     """Dense layer whose matrix is block-diagonal.
 
     `y = concat_g(x_g W_g + b_g)`, where `x_g` is the g-th of `num_blocks`

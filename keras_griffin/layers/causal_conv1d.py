@@ -26,7 +26,7 @@ class CausalConv1D(TemporalLayer):
         kernel_initializer: initializer of the kernel `(kernel_size, width)`.
             Defaults to a normal of variance 0.01 / `kernel_size`.
         bias_initializer: initializer of the bias. Defaults to `"zeros"`.
-        **kwargs: see `keras.layers.Layer`.
+        **kwargs: see `TemporalLayer` and `keras.layers.Layer`.
 
     Call arguments: see `TemporalLayer`. The state's own part is `"inputs"`
         `(batch, kernel_size - 1, width)`: the last inputs, oldest first.
@@ -83,6 +83,12 @@ class CausalConv1D(TemporalLayer):
         )
 
     def init_mixer_state(self, batch_size, max_length=None):
+        if not self.built:
+            raise ValueError(
+                "The state of a convolution is as wide as its input. "
+                f"Received: {self.name!r}, which has seen none. Call "
+                "`layer.build((None, None, width))` first."
+            )
         shape = (batch_size, self.kernel_size - 1, self.width)
         return {"inputs": ops.zeros(shape, dtype=self.compute_dtype)}
 

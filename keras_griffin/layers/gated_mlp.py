@@ -2,11 +2,12 @@ import keras
 from keras import ops
 
 from keras_griffin.layers.apply_dense import apply_dense
+from keras_griffin.layers.base_layer import BaseLayer
 from keras_griffin.layers.block_diagonal_dense import fan_in_normal
 
 
 @keras.saving.register_keras_serializable(package="keras_griffin")
-class GatedMLP(keras.layers.Layer):
+class GatedMLP(BaseLayer):
     """The gated MLP of Griffin ("GeGeLU").
 
     `y = W_down (GeLU(W_gate x) * (W_up x))`, all with biases; GeLU in its

@@ -108,7 +108,8 @@ def check_padding_mask(padding_mask, token_ids):
 
 def check_row_shape(name, value, x):
     """Raises unless `value` is (batch, time) like the first axes of `x`."""
-    expected, shape = tuple(x.shape[:2]), tuple(value.shape)
+    # What is no array, a list of bools say, has none.
+    expected, shape = tuple(x.shape[:2]), tuple(getattr(value, "shape", ()))
     matches = len(shape) == 2 and all(
         a is None or b is None or a == b
         for a, b in zip(expected, shape, strict=True)

@@ -39,7 +39,7 @@ class LocalMQA(TemporalLayer):
             for no positions. Defaults to `0.5`.
         output_kernel_initializer: initializer of `W_o`. Defaults to a normal
             of variance 1 / fan-in.
-        **kwargs: see `keras.layers.Layer`.
+        **kwargs: see `TemporalLayer` and `keras.layers.Layer`.
 
     Call arguments: see `TemporalLayer`. The state's own part is `"keys"` and
         `"values"` `(batch, slots, head_dim)`, ring buffers with

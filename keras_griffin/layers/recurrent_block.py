@@ -4,7 +4,7 @@ from keras import ops
 from keras_griffin.layers.apply_dense import apply_dense
 from keras_griffin.layers.block_diagonal_dense import fan_in_normal
 from keras_griffin.layers.causal_conv1d import CausalConv1D
-from keras_griffin.layers.rglru import RGLRU
+from keras_griffin.layers.rglru import InnerRGLRU
 from keras_griffin.layers.temporal_layer import TemporalLayer
 
 
@@ -23,7 +23,7 @@ class RecurrentBlock(TemporalLayer):
         output_kernel_initializer: initializer of `W_out`. Defaults to a
             normal of variance 1 / `units`.
         implementation: see `RGLRU`. Defaults to `"auto"`.
-        **kwargs: see `keras.layers.Layer`.
+        **kwargs: see `TemporalLayer` and `keras.layers.Layer`.
 
     Call arguments: see `TemporalLayer`. The state's own part is that of the
         convolution (`"inputs"`) and of the RG-LRU (`"recurrent"`).
@@ -80,7 +80,7 @@ class RecurrentBlock(TemporalLayer):
         self.conv = CausalConv1D(
             conv_kernel_size, dtype=self.dtype_policy, name="conv"
         )
-        self.rglru = RGLRU(
+        self.rglru = InnerRGLRU(
             units,
             num_gate_blocks=num_gate_blocks,
             recurrence=recurrence,

@@ -25,7 +25,7 @@ class ResidualBlock(TemporalLayer):
         layer_norm_epsilon: float. See `RMSNormalization`. Defaults to `1e-6`.
         dropout: float in [0, 1). Dropped part of each of the two branches'
             outputs. Defaults to `0.0`.
-        **kwargs: see `keras.layers.Layer`.
+        **kwargs: see `TemporalLayer` and `keras.layers.Layer`.
 
     Call arguments: see `TemporalLayer`. The state's own part is `temporal`'s.
 
@@ -35,8 +35,9 @@ class ResidualBlock(TemporalLayer):
         `RGLRU`.
 
     Raises:
-        ValueError: if `temporal` or `mlp` is of another type, and if
-            intermediates of attention are asked for.
+        ValueError: if `temporal` or `mlp` is of another type, if `temporal`
+            has `return_sequences`, `return_state` or `go_backwards` of its
+            own, and if intermediates of attention are asked for.
 
     Example:
     ```python
@@ -65,6 +66,17 @@ class ResidualBlock(TemporalLayer):
             raise ValueError(
                 f"`mlp` must be a GatedMLP. Received: {mlp!r}. Make one first."
             )
+        for name, value in (
+            ("return_sequences", True),
+            ("return_state", False),
+            ("go_backwards", False),
+        ):
+            if getattr(temporal, name) != value:
+                raise ValueError(
+                    f"`{name}` is an argument of the whole block. Received: "
+                    f"{name}={not value} of its `temporal`. Give it to the "
+                    "ResidualBlock instead."
+                )
         self.temporal = temporal
         self.mlp = mlp
         self.layer_norm_epsilon = layer_norm_epsilon
@@ -107,9 +119,10 @@ class ResidualBlock(TemporalLayer):
         x,
         padding_mask=None,
         initial_state=None,
-        return_state=False,
+        return_state=None,
         positions=None,
         return_intermediates=False,
+        mask=None,
         training=None,
     ):
         return super().call(
@@ -119,7 +132,8 @@ class ResidualBlock(TemporalLayer):
             return_state,
             positions,
             return_intermediates,
-            training=training,
+            mask,
+            training=self.mode_of_torch if training is None else training,
         )
 
     def mix(self, x, layout, state, training=None, **temporal_options):

@@ -1,9 +1,11 @@
 import keras
 from keras import ops
 
+from keras_griffin.layers.torch_module import TorchModule
+
 
 @keras.saving.register_keras_serializable(package="keras_griffin")
-class ReversibleEmbedding(keras.layers.ReversibleEmbedding):
+class ReversibleEmbedding(TorchModule, keras.layers.ReversibleEmbedding):
     """`keras.layers.ReversibleEmbedding` that passes gradients when quantized.
 
     `E[x]` of token ids, and in reverse `x E^T`: the logits of hidden states.
@@ -41,6 +43,11 @@ class ReversibleEmbedding(keras.layers.ReversibleEmbedding):
     Source:
         Straight-through estimator, arXiv:1308.3432.
     """
+
+    def __init__(self, input_dim, output_dim, **kwargs):
+        super().__init__(input_dim, output_dim, **kwargs)
+        # Its shape is known, and an optimizer of PyTorch wants to have it.
+        self.build()
 
     # Needless when Keras' `ReversibleEmbedding` has a gradient of its own.
     def quantized_call(self, inputs, reverse=False):

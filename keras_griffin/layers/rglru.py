@@ -44,7 +44,7 @@ class RGLRU(TemporalLayer):
             normal of variance 1 / block width.
         implementation: what computes it: `"auto"`, `"ops"` or the name of a
             kernel; see `keras_griffin.kernels.rg_lru`. Defaults to `"auto"`.
-        **kwargs: see `keras.layers.Layer`.
+        **kwargs: see `TemporalLayer` and `keras.layers.Layer`.
 
     Call arguments: see `TemporalLayer`. The state's own part is `"recurrent"`
         `(batch, units)`, always float32.
@@ -91,6 +91,9 @@ class RGLRU(TemporalLayer):
         first token are kept.
     """
 
+    # The weights are there from the start, for an optimizer of PyTorch.
+    builds_itself = True
+
     def __init__(
         self,
         units,
@@ -134,14 +137,13 @@ class RGLRU(TemporalLayer):
 
         self.recurrence_gate = gate("recurrence_gate")
         self.input_gate = gate("input_gate")
+        if self.builds_itself:
+            self.build((None, None, units))
 
     def build(self, input_shape):
-        if input_shape[-1] != self.units:
-            raise ValueError(
-                "The input of an RGLRU must be `units` wide. Received: "
-                f"input of width {input_shape[-1]}, units={self.units}. "
-                "Project the input first, as RecurrentBlock does."
-            )
+        self._check_width(input_shape)
+        if self.built:
+            return
         self.recurrence_gate.build(input_shape)
         self.input_gate.build(input_shape)
         self.recurrence_param = self.add_weight(
@@ -172,6 +174,18 @@ class RGLRU(TemporalLayer):
             "decay": keras.KerasTensor(shape, "float32"),
             "state": keras.KerasTensor(shape, self.compute_dtype),
         }
+
+    def _check_call(self, x, *others):
+        super()._check_call(x, *others)
+        self._check_width(x.shape)
+
+    def _check_width(self, shape):
+        if shape[-1] != self.units:
+            raise ValueError(
+                "The input of an RGLRU must be `units` wide. Received: "
+                f"input of width {shape[-1]}, units={self.units}. Project "
+                "the input first, as RecurrentBlock does."
+            )
 
     def mix(self, x, layout, state, intermediates=None):
         inputs = {
@@ -215,3 +229,12 @@ class RGLRU(TemporalLayer):
             ),
             "implementation": self.implementation,
         }
+
+
+class InnerRGLRU(RGLRU):
+    """An RGLRU that is built with the layer which it is a part of.
+
+    So its weights have that layer's path.
+    """
+
+    builds_itself = False

@@ -1,9 +1,11 @@
 import keras
 from keras import ops
 
+from keras_griffin.layers.base_layer import BaseLayer
+
 
 @keras.saving.register_keras_serializable(package="keras_griffin")
-class RMSNormalization(keras.layers.Layer):
+class RMSNormalization(BaseLayer):
     """Root mean square normalization whose scale is an offset from 1.
 
     `y = x / sqrt(mean(x^2) + epsilon) * (1 + scale)`

@@ -3,18 +3,35 @@
 import keras
 from keras import ops
 
+from keras_griffin import keras_compat
+from keras_griffin.layers.base_layer import BaseLayer
 from keras_griffin.layers.input_checks import check_names
 from keras_griffin.layers.input_checks import check_row_shape
 from keras_griffin.layers.token_layout import TokenLayout
 from keras_griffin.layers.token_layout import init_rows
 
 
-class TemporalLayer(keras.layers.Layer):
+class TemporalLayer(BaseLayer):
     """Base of the layers that mix information along time.
 
     A subclass gives `mix`, which computes on compact rows (see
     `TokenLayout`), and `init_mixer_state`. This class gives them the one call
-    signature and the one state convention of the package.
+    signature and the one state convention of the package, and what
+    `keras.layers.GRU` has of both, for `keras.layers.Bidirectional` and
+    `keras.layers.TimeDistributed` too.
+
+    Args:
+        return_sequences: bool. Return `y` of all tokens, `(batch, time,
+            width)`, or that of each row's last real token alone, `(batch,
+            width)`, 0 for a row of pads. Defaults to `True`, unlike a GRU's.
+        return_state: bool. What the call argument is where it is not given.
+            Defaults to `False`.
+        go_backwards: bool. Read each row from its end. As a GRU's, `y` is in
+            the order of reading: that of the last token comes first. Defaults
+            to `False`.
+        stateful: `False`. No layer keeps a state; hand it on by
+            `return_state` and `initial_state`.
+        **kwargs: see `keras.layers.Layer`.
 
     Call arguments:
         x: float tensor `(batch, time, width)`.
@@ -22,45 +39,108 @@ class TemporalLayer(keras.layers.Layer):
             anywhere, and otherwise the number of the token's document: a new
             one starts wherever it differs from the previous real token's. In
             a mask of bools all tokens are of the document that the row is
-            in. `None`: all tokens are real, and of that document.
+            in. `None`: `mask`.
         initial_state: dict from `init_state` or from an earlier call with
             `return_state=True`; the rows go on where it ends. `None`: every
             row starts a document.
         return_state: bool. Also return the state after the last real token.
-            Defaults to `False`.
+            Defaults to that of the constructor.
         positions: `(batch, time)` int. Position of each token in its document,
             from 0, if the caller has them; pads then have to come last in
             each row. Defaults to `None`: they are found from the rest.
         return_intermediates: bool. Also return, as the last, what the
             recurrence computed on the way; see `RGLRU`. Layers with an RG-LRU
             only. Defaults to `False`.
+        mask: `(batch, time)`, Keras' name for `padding_mask`; only one of
+            them can be given. `None`: the mask that `x` carries, from
+            `Embedding(mask_zero=True)` say, unless there is a
+            `padding_mask`. The layers after this one get the mask too.
 
     Returns:
         `y` `(batch, time, width)`, or `(y, state)`, `(y, intermediates)`,
         `(y, state, intermediates)`. The state is a dict of arrays whose axis
         0 is the batch. Outputs at pads have no meaning.
+
+    Raises:
+        ValueError: for unknown arguments, inputs of another shape, a state
+            that is not a dict of this layer, and where two arguments
+            contradict each other.
+
+    Example:
+    ```python
+    model = keras.Sequential([
+        keras.layers.Embedding(10, 16, mask_zero=True),
+        keras.layers.Bidirectional(
+            keras_griffin.layers.RGLRU(16, num_gate_blocks=4)
+        ),
+        keras_griffin.layers.RecurrentBlock(
+            16, num_gate_blocks=4, return_sequences=False
+        ),
+    ])
+    y = model(np.array([[3, 1, 4], [2, 7, 0]]))  # (2, 32), 0 is a pad
+    ```
     """
 
-    def __init__(self, **kwargs):
+    # For `keras.layers.Bidirectional`.
+    stateful = False
+    states = None
+
+    def __init__(
+        self,
+        return_sequences=True,
+        return_state=False,
+        go_backwards=False,
+        stateful=False,
+        **kwargs,
+    ):
         # Keras would round a float32 state to a 16-bit compute dtype.
         super().__init__(autocast=False, **kwargs)
+        if stateful:
+            raise ValueError(
+                "The state of a row is handed on, and no layer keeps one. "
+                f"Received: stateful={stateful}. Call `y, state = layer(x, "
+                "return_state=True)`, then `layer(x, initial_state=state)`; "
+                "to train over pieces of long texts, see `StatefulTrainer`."
+            )
+        self.return_sequences = return_sequences
+        self.return_state = return_state
+        self.go_backwards = go_backwards
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, x, *args, **kwargs):
         check_names(kwargs)
-        return super().__call__(*args, **kwargs)
+        # Keras looks for a mask only where `x` is the only tensor.
+        names = ("padding_mask", "initial_state")
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        if (
+            given.get("initial_state") is not None
+            and given.get("padding_mask") is None
+            and given.get("mask") is None
+            and not isinstance(x, keras.KerasTensor)
+        ):
+            kwargs["mask"] = keras_compat.mask_of(x)
+        return super().__call__(x, *args, **kwargs)
 
     def call(
         self,
         x,
         padding_mask=None,
         initial_state=None,
-        return_state=False,
+        return_state=None,
         positions=None,
         return_intermediates=False,
+        mask=None,
         **mix_options,
     ):
         x = ops.cast(x, self.compute_dtype)
-        self._check_call(x, padding_mask, positions)
+        self._check_call(x, padding_mask, positions, mask)
+        if initial_state is not None:
+            initial_state = _state(initial_state)
+        if padding_mask is None:
+            padding_mask = mask
+        if self.go_backwards:
+            x, padding_mask = _flipped(x), _flipped(padding_mask)
+        if return_state is None:
+            return_state = self.return_state
         batch, time = ops.shape(x)[:2]
         layout = TokenLayout(
             batch, time, padding_mask, initial_state, positions
@@ -74,7 +154,11 @@ class TemporalLayer(keras.layers.Layer):
         y, mixer_state = self.mix(
             layout.compact(x), layout, initial_state, **mix_options
         )
-        outputs = [layout.restore(y)]
+        if self.return_sequences:
+            y = layout.restore(y)
+        else:
+            y = layout.last(y, ops.zeros((batch, y.shape[-1]), y.dtype))
+        outputs = [y]
         if return_state:
             outputs.append({**layout.next_rows(batch), **mixer_state})
         if return_intermediates:
@@ -145,37 +229,91 @@ class TemporalLayer(keras.layers.Layer):
         x,
         padding_mask=None,
         initial_state=None,
-        return_state=False,
+        return_state=None,
         positions=None,
         return_intermediates=False,
+        mask=None,
+        training=None,
     ):
-        self._check_call(x, padding_mask, positions)
-        outputs = [keras.KerasTensor(x.shape, dtype=self.compute_dtype)]
-        if return_state:
-            state = initial_state or self.init_state(1)
+        self._check_call(x, padding_mask, positions, mask)
+        shape = x.shape
+        if not self.return_sequences:
+            shape = (shape[0], shape[-1])
+        outputs = [keras.KerasTensor(shape, dtype=self.compute_dtype)]
+        if self.return_state if return_state is None else return_state:
+            if initial_state is None:
+                initial_state = self.init_state(1)
             outputs.append(
                 {
                     name: keras.KerasTensor(
                         (x.shape[0], *leaf.shape[1:]),
                         dtype=keras.backend.standardize_dtype(leaf.dtype),
                     )
-                    for name, leaf in state.items()
+                    for name, leaf in _state(initial_state).items()
                 }
             )
         if return_intermediates:
             outputs.append(self.intermediates_spec(x.shape))
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
-    def _check_call(self, x, padding_mask, positions):
+    def compute_output_shape(self, input_shape):
+        spec = self.compute_output_spec(keras.KerasTensor(input_shape))
+        return keras.tree.map_structure(lambda leaf: leaf.shape, spec)
+
+    def compute_mask(self, inputs, previous_mask):
+        if previous_mask is None or not self.return_sequences:
+            return None
+        return _flipped(previous_mask) if self.go_backwards else previous_mask
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "return_sequences": self.return_sequences,
+            "return_state": self.return_state,
+            "go_backwards": self.go_backwards,
+        }
+
+    def _check_call(self, x, padding_mask, positions, mask):
         if len(x.shape) != 3:
             raise ValueError(
                 "`x` must have shape (batch, time, width). Received: "
                 f"x.shape={tuple(x.shape)}. Add the missing axis."
             )
+        if padding_mask is not None and mask is not None:
+            raise ValueError(
+                "`mask` is Keras' name for `padding_mask`. Received: both. "
+                "Give one of them."
+            )
+        if positions is not None and self.go_backwards:
+            raise ValueError(
+                "`positions` are those of rows that are read forwards. "
+                "Received: `positions` for a layer with go_backwards=True. "
+                "Leave them out: they are found from `padding_mask`."
+            )
         for name, value in (
             ("padding_mask", padding_mask),
             ("positions", positions),
+            ("mask", mask),
         ):
-            if value is None:
-                continue
-            check_row_shape(name, value, x)
+            if value is not None:
+                check_row_shape(name, value, x)
+
+
+def _flipped(x):
+    """`x` `(batch, time, ...)` from its end; `None` stays."""
+    return None if x is None else ops.flip(x, axis=1)
+
+
+def _state(state):
+    """The state that was given, out of the list of a `Bidirectional`."""
+    if isinstance(state, (list, tuple)) and len(state) == 1:
+        state = state[0]
+    if isinstance(state, dict) and "position" in state:
+        return state
+    found = sorted(state) if isinstance(state, dict) else type(state).__name__
+    raise ValueError(
+        "`initial_state` must be a dict as `init_state` makes it: what a layer "
+        "remembers, and how many tokens each row has seen. Received: "
+        f"{found}. Take `layer.init_state(batch_size)`, or the state of a call "
+        "with return_state=True, and replace in it what you have."
+    )

@@ -135,13 +135,17 @@ class TokenLayout:
         return permute(x, ops.cumsum(real, axis=1))
 
     def last(self, values, before):
-        """Value at each row's last real token; `before` `(batch,)` if none."""
+        """Value at each row's last real token; that of `before` if none.
+
+        Args:
+            values: `(batch, time, ...)` on compact rows.
+            before: `(batch, ...)`.
+        """
         # In front of them: so it holds for no token at all, too.
         values = ops.concatenate([before[:, None], values], axis=1)
         if self.mask is None:
             return values[:, -1]
-        index = self._num_real[:, None]
-        return ops.take_along_axis(values, index, axis=1)[:, 0]
+        return permute(values, self._num_real[:, None])[:, 0]
 
     @property
     def num_real(self):

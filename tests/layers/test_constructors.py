@@ -14,6 +14,14 @@ from support.layers import compiled
 from support.layers import normal
 
 RECURRENT = {"units": 8, "num_gate_blocks": 2}
+RGLRU = {
+    "units": 4,
+    "num_gate_blocks": 4,
+    "recurrence": "complex",
+    "decay_initializer": "paper",
+    "gate_initializer": "ones",
+    "implementation": "ops",
+}
 ATTENTION = {"num_query_heads": 2, "head_dim": 8, "window_size": 4}
 
 
@@ -59,17 +67,8 @@ ARGUMENTS = {
             "output_kernel_initializer": "ones",
         },
     ),
-    layers.RGLRU: (
-        RECURRENT,
-        {
-            "units": 4,
-            "num_gate_blocks": 4,
-            "recurrence": "complex",
-            "decay_initializer": "paper",
-            "gate_initializer": "ones",
-            "implementation": "ops",
-        },
-    ),
+    layers.RGLRU: (RECURRENT, RGLRU),
+    layers.RGLRUCell: (RECURRENT, RGLRU),
     layers.RecurrentBlock: (
         RECURRENT,
         {
@@ -92,6 +91,10 @@ ARGUMENTS = {
         },
     ),
     layers.RMSNormalization: ({}, {"epsilon": 0.1}),
+    layers.ReversibleEmbedding: (
+        {"input_dim": 5, "output_dim": 8},
+        {"input_dim": 6, "output_dim": 4},
+    ),
 }
 CASES = [
     pytest.param(cls, base, name, value, id=f"{cls.__name__}-{name}")
@@ -110,7 +113,8 @@ def build(cls, arguments):
         for name, value in arguments.items()
     }
     layer = cls(**arguments)
-    width = arguments["units"] if cls is layers.RGLRU else WIDTH
+    knows = cls in (layers.RGLRU, layers.RGLRUCell)
+    width = arguments["units"] if knows else WIDTH
     layer.build((None, None, width))
     return layer
 

@@ -46,9 +46,10 @@ def _global(**kwargs):
 
 
 def _residual(temporal, **kwargs):
+    dtype = kwargs.get("dtype")
     return ResidualBlock(
-        temporal(name="temporal", **kwargs),
-        GatedMLP(12, name="mlp", **kwargs),
+        temporal(name="temporal", dtype=dtype),
+        GatedMLP(12, name="mlp", dtype=dtype),
         **kwargs,
     )
 
