@@ -9,8 +9,7 @@ from keras_griffin import keras_compat
 from keras_griffin.checkpoints import exporting
 from keras_griffin.checkpoints import keras_files
 from keras_griffin.checkpoints.preset_index import preprocessor_arguments
-from keras_griffin.checkpoints.preset_loading import find_preset
-from keras_griffin.checkpoints.preset_loading import loading
+from keras_griffin.checkpoints.preset_loading import load_task
 from keras_griffin.distribution.griffin_parallel import GriffinParallel
 from keras_griffin.distribution.layout_map import check_layout_map
 from keras_griffin.generation import chat_template
@@ -178,21 +177,15 @@ class GriffinCausalLM(TorchModule, keras_compat.KeepsState, CausalLM):
         """
         known = {*arguments_of(cls, GriffinCausalLM), *_LAST_ARGUMENTS}
         check_arguments(f"{cls.__name__}.from_preset", kwargs, known)
-        source = find_preset(preset, load_weights)
-        if source.kind == "keras":
-            with loading(source, load_weights):
-                return super().from_preset(
-                    source.path, load_weights, dtype=dtype, **kwargs
-                )
-        if "backbone" not in kwargs:
-            kwargs["backbone"] = GriffinBackbone.from_preset(
-                source.path, load_weights, dtype=dtype
-            )
-        if "preprocessor" not in kwargs and source.kind != "architecture":
-            kwargs["preprocessor"] = GriffinCausalLMPreprocessor.from_preset(
-                source.path, **preprocessor_arguments(preset)
-            )
-        return cls(**kwargs)
+        return load_task(
+            cls,
+            super().from_preset,
+            preset,
+            load_weights,
+            dtype,
+            kwargs,
+            preprocessor_arguments,
+        )
 
     def save_to_preset(self, preset_dir, max_shard_size=10):
         """Saves the model as KerasHub does, and a model card.
