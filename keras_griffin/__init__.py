@@ -16,6 +16,7 @@ _CLASSES = {
     "GriffinBackbone": "models.griffin_backbone",
     "GriffinCausalLM": "models.griffin_causal_lm",
     "GriffinCausalLMPreprocessor": "models.griffin_causal_lm_preprocessor",
+    "GriffinDPO": "training.griffin_dpo",
     "GriffinPacker": "training.griffin_packer",
     "GriffinTextClassifier": "models.griffin_text_classifier",
     "GriffinTextClassifierPreprocessor": (

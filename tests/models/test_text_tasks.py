@@ -111,7 +111,7 @@ def test_rows_of_text(name):
             row = to_numpy(found["token_ids"][i])[: len(expected)]
             np.testing.assert_array_equal(row, expected)
             assert to_numpy(found["padding_mask"][i]).sum() == len(expected)
-    with pytest.raises(ValueError, match="text"):
+    with pytest.raises(ValueError, match="Text must be a string"):
         preprocessor({"token_ids": [1]})
 
 
