@@ -306,6 +306,7 @@ class GriffinCausalLM(TorchModule, keras_compat.KeepsState, CausalLM):
     # and arrays are not shuffled then. Token ids need none of it.
 
     def fit(self, x=None, y=None, **kwargs):
+        training_checks.check_no_class_weight(kwargs.get("class_weight"))
         if self._goes_through_pipeline(x):
             x = self.preprocessor.for_pipeline(x)
             validation = kwargs.get("validation_data")
@@ -315,6 +316,12 @@ class GriffinCausalLM(TorchModule, keras_compat.KeepsState, CausalLM):
             return super().fit(x, y, **kwargs)
         self._check_arrays(x, y, kwargs)
         return keras.Model.fit(self, x, y, **kwargs)
+
+    def train_on_batch(
+        self, x, y=None, sample_weight=None, class_weight=None, **kwargs
+    ):
+        training_checks.check_no_class_weight(class_weight)
+        return super().train_on_batch(x, y, sample_weight, **kwargs)
 
     def evaluate(self, x=None, y=None, **kwargs):
         with keras_compat.state_put_back(self):

@@ -76,23 +76,26 @@ class GriffinTextTask(TorchModule, keras_compat.KeepsState):
         check_names(inputs)
         return super().call(inputs, training=training, mask=mask)
 
+    # KerasHub turns all data into a pipeline for the sake of preprocessing,
+    # and arrays are not shuffled then. Token ids need none of it.
+
     def fit(self, x=None, y=None, **kwargs):
-        self._check_arrays(x)
-        return super().fit(x, y, **kwargs)
+        return self._run_on(x, "fit", x, y, **kwargs)
 
     def evaluate(self, x=None, y=None, **kwargs):
-        self._check_arrays(x)
         with keras_compat.state_put_back(self):
-            return super().evaluate(x, y, **kwargs)
+            return self._run_on(x, "evaluate", x, y, **kwargs)
 
     def predict(self, x=None, **kwargs):
-        self._check_arrays(x)
         with keras_compat.state_put_back(self):
-            return super().predict(x, **kwargs)
+            return self._run_on(x, "predict", x, **kwargs)
 
-    def _check_arrays(self, x):
-        if self.preprocessor is None and isinstance(x, dict):
+    def _run_on(self, x, name, *args, **kwargs):
+        if self.preprocessor is not None:
+            return getattr(super(), name)(*args, **kwargs)
+        if isinstance(x, dict):
             check_inputs(x, self.backbone.vocabulary_size)
+        return getattr(keras.Model, name)(self, *args, **kwargs)
 
     def make_train_function(self, *args, **kwargs):
         training_checks.check_still_compiled(self)

@@ -296,6 +296,7 @@ class GriffinDPO(keras_compat.KeepsState, keras.Model):
                 pairs. Defaults to `None`.
             **kwargs: see `keras.Model.fit`. `sample_weight` is one of pairs.
         """
+        training_checks.check_no_class_weight(kwargs.get("class_weight"))
         if isinstance(validation_data, tuple):
             inputs, *labels = validation_data[:2]
             inputs = self._data(inputs, *labels)
