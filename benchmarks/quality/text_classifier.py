@@ -30,8 +30,8 @@ OTHERS = (
     "DUKE VINCENTIO", "MENENIUS", "ROMEO", "PETRUCHIO", "CORIOLANUS",
     "ISABELLA", "JULIET", "LEONTES",
 )  # fmt: skip
-TEST_FRACTION = 0.25
-LENGTH = 48  # tokens of a speech that are read
+SPEECHES, TEST_FRACTION = 1600, 0.25
+LENGTH = 32  # tokens of a speech that are read
 EPOCHS, BATCH, RATE = 2, 16, 3e-4
 
 
@@ -43,7 +43,7 @@ def speeches():
         if speaker in HISTORIES + OTHERS and text:
             texts.append(text.replace("\n", " "))
             labels.append(int(speaker in HISTORIES))
-    order = np.random.default_rng(0).permutation(len(texts))
+    order = np.random.default_rng(0).permutation(len(texts))[:SPEECHES]
     return np.array(texts)[order], np.array(labels)[order]
 
 

@@ -99,7 +99,7 @@ class GriffinDPO(keras_compat.KeepsState, keras.Model):
         self.reference = reference
         if reference is not None:
             reference.trainable = False
-        self._preference_loss = _PreferenceLoss()
+        self._preference_loss = _PreferenceLoss(name="preference_loss")
         self.reward_accuracy = keras.metrics.Mean("reward_accuracy")
         self.reward_margin = keras.metrics.Mean("reward_margin")
         self.built = True
