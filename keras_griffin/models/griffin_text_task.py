@@ -22,6 +22,9 @@ LAST_ARGUMENTS = ("compile", "name", "trainable")
 class GriffinTextTask(TorchModule, keras_compat.KeepsState):
     """Before a task of KerasHub that makes one vector of each text."""
 
+    # Those of the compiled functions.
+    _compiled_weights = None
+
     @classmethod
     def from_preset(cls, preset, load_weights=True, dtype=None, **kwargs):
         """Builds the task of a preset, or of a causal model's preset.
@@ -97,9 +100,28 @@ class GriffinTextTask(TorchModule, keras_compat.KeepsState):
             check_inputs(x, self.backbone.vocabulary_size)
         return getattr(keras.Model, name)(self, *args, **kwargs)
 
+    # Weights that came or went since the last step need another function.
+
     def make_train_function(self, *args, **kwargs):
         training_checks.check_still_compiled(self)
+        self._forget_stale()
         return super().make_train_function(*args, **kwargs)
+
+    def make_test_function(self, *args, **kwargs):
+        self._forget_stale()
+        return super().make_test_function(*args, **kwargs)
+
+    def make_predict_function(self, *args, **kwargs):
+        self._forget_stale()
+        return super().make_predict_function(*args, **kwargs)
+
+    def _forget_stale(self):
+        weights = tuple(id(v) for v in self.variables)
+        if weights != self._compiled_weights:
+            self.train_function = None
+            self.test_function = None
+            self.predict_function = None
+            self._compiled_weights = weights
 
     def compile_from_config(self, config):
         self.compile(**keras.saving.deserialize_keras_object(config))
