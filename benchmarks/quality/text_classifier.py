@@ -110,6 +110,12 @@ def main():
             (test_vectors - scale[0]) / scale[1],
             y_test,
         )
+    seconds = fine_tune(train, y_train, test, y_test, rows)
+    write(rows, seconds, len(texts), len(test))
+
+
+def fine_tune(train, y_train, test, y_test, rows):
+    """Adds a row for each pooling mode; returns the seconds of training."""
     seconds = {}
     for mode in ("last", "mean"):
         model = keras_griffin.GriffinTextClassifier.from_preset(
@@ -122,12 +128,16 @@ def main():
         seconds[mode] = time.time() - start
         _, accuracy = model.evaluate(test, y_test, batch_size=64, verbose=0)
         rows[f"`GriffinTextClassifier`, {mode}"] = accuracy
+    return seconds
+
+
+def write(rows, seconds, num_texts, num_test):
     table = "\n".join(f"| {n} | {100 * v:.1f} % |" for n, v in rows.items())
     text = f"""# A text classifier
 
 {conditions()}
 
-{len(texts)} speeches of Tiny Shakespeare without their speakers, {len(test)} of
+{num_texts} speeches of Tiny Shakespeare without their speakers, {num_test} of
 them for the test: is it a history ({len(HISTORIES)} speakers of Richard II and
 III and Henry VI) or not ({len(OTHERS)} speakers of other plays)? `{PRESET}`
 (3.3 M parameters) has read nine tenths of these plays, the speeches of the test

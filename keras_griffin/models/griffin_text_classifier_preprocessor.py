@@ -49,3 +49,17 @@ class GriffinTextClassifierPreprocessor(
     Source:
         `keras_hub.models.TextClassifierPreprocessor`.
     """
+
+    def __init__(
+        self,
+        tokenizer,
+        sequence_length=512,
+        truncate="round_robin",
+        **kwargs,
+    ):
+        super().__init__(
+            tokenizer,
+            sequence_length=sequence_length,
+            truncate=truncate,
+            **kwargs,
+        )

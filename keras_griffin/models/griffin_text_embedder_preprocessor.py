@@ -43,3 +43,17 @@ class GriffinTextEmbedderPreprocessor(
     Source:
         `keras_hub.models.TextEmbedderPreprocessor`.
     """
+
+    def __init__(
+        self,
+        tokenizer,
+        sequence_length=256,
+        truncate="round_robin",
+        **kwargs,
+    ):
+        super().__init__(
+            tokenizer,
+            sequence_length=sequence_length,
+            truncate=truncate,
+            **kwargs,
+        )

@@ -176,8 +176,11 @@ class GriffinDPO(keras_compat.KeepsState, keras.Model):
         """Configures training; loss and metrics are the trainer's own.
 
         Args:
-            optimizer, run_eagerly, steps_per_execution, jit_compile,
-                auto_scale_loss: see `keras.Model.compile`.
+            optimizer: see `keras.Model.compile`, as for all of these.
+            run_eagerly: bool. Defaults to `False`.
+            steps_per_execution: int. Defaults to `1`.
+            jit_compile: bool or `"auto"`. Defaults to `"auto"`.
+            auto_scale_loss: bool. Defaults to `True`.
         """
         super().compile(
             optimizer,
