@@ -16,7 +16,16 @@ _CLASSES = {
     "GriffinBackbone": "models.griffin_backbone",
     "GriffinCausalLM": "models.griffin_causal_lm",
     "GriffinCausalLMPreprocessor": "models.griffin_causal_lm_preprocessor",
+    "GriffinDPO": "training.griffin_dpo",
     "GriffinPacker": "training.griffin_packer",
+    "GriffinTextClassifier": "models.griffin_text_classifier",
+    "GriffinTextClassifierPreprocessor": (
+        "models.griffin_text_classifier_preprocessor"
+    ),
+    "GriffinTextEmbedder": "models.griffin_text_embedder",
+    "GriffinTextEmbedderPreprocessor": (
+        "models.griffin_text_embedder_preprocessor"
+    ),
     "GriffinTokenizer": "models.griffin_tokenizer",
     "StatefulTrainer": "training.stateful_trainer",
 }

@@ -22,7 +22,12 @@ PACKAGE = [
     "GriffinBackbone",
     "GriffinCausalLM",
     "GriffinCausalLMPreprocessor",
+    "GriffinDPO",
     "GriffinPacker",
+    "GriffinTextClassifier",
+    "GriffinTextClassifierPreprocessor",
+    "GriffinTextEmbedder",
+    "GriffinTextEmbedderPreprocessor",
     "GriffinTokenizer",
     "StatefulTrainer",
 ]

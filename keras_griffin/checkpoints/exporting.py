@@ -2,6 +2,8 @@
 
 import pathlib
 
+import keras_hub
+
 from keras_griffin.checkpoints import deepmind_archive
 from keras_griffin.checkpoints import huggingface_config
 from keras_griffin.checkpoints import huggingface_weights
@@ -21,7 +23,7 @@ def save_preset(save, path, model, max_shard_size):
     Args:
         save: callable. KerasHub's method.
         path: str or path. The folder.
-        model: `GriffinCausalLM` or `GriffinBackbone`.
+        model: a task, `GriffinCausalLM` say, or a `GriffinBackbone`.
         max_shard_size: int, float or `None` [GB].
 
     Raises:
@@ -40,7 +42,7 @@ def save_preset(save, path, model, max_shard_size):
         if (target / model_card.FILE).exists():  # the user's, or an older one
             (folder / model_card.FILE).unlink(missing_ok=True)
         else:
-            model_card.write(folder, backbone, "keras-hub")
+            model_card.write(folder, backbone, _form(model))
         preset_files.write_manifest(folder, target, stale)
 
 
@@ -161,6 +163,15 @@ def export_to_deepmind(model, path, framework="flax"):
             file = folder / deepmind_archive.TOKENIZER_FILE
             file.write_bytes(preprocessor.tokenizer.proto)
         model_card.write(folder, backbone, framework)
+
+
+def _form(model):
+    """What the model card of a KerasHub folder is to tell."""
+    if isinstance(model, keras_hub.models.TextClassifier):
+        return "classifier"
+    if isinstance(model, keras_hub.models.TextEmbedder):
+        return "embedder"
+    return "keras-hub"
 
 
 def _parts(model):

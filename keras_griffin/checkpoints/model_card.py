@@ -16,6 +16,16 @@ model = keras_griffin.GriffinCausalLM.from_preset("<this folder>")
 print(model.generate("Once upon a time", max_length=64))"""
 LOAD = {
     "keras-hub": LOAD_OURS,
+    "classifier": """\
+import keras_griffin
+
+classifier = keras_griffin.GriffinTextClassifier.from_preset("<this folder>")
+print(classifier.predict(["Once upon a time"]))""",
+    "embedder": """\
+import keras_griffin
+
+embedder = keras_griffin.GriffinTextEmbedder.from_preset("<this folder>")
+print(embedder.encode_text(["Once upon a time"]))""",
     "transformers": """\
 import transformers
 
@@ -36,11 +46,17 @@ model.load_state_dict(torch.load("<this folder>/model.pt", weights_only=True))\
 """,
 }
 LIBRARIES = {"flax": "recurrentgemma", "torch": "recurrentgemma"}
+LIBRARIES.update(dict.fromkeys(("classifier", "embedder"), "keras-hub"))
+# The hub's names of what a model does.
+PIPELINES = {
+    "classifier": "text-classification",
+    "embedder": "feature-extraction",
+}
 
 CARD = """\
 ---
 library_name: {library}
-pipeline_tag: text-generation
+pipeline_tag: {pipeline}
 tags:
 - griffin
 - recurrent_gemma
@@ -84,7 +100,8 @@ def write(folder, backbone, form):
     for name in ("name", "trainable", "dtype", "implementation"):
         config.pop(name, None)
     counts = block_counts(config)
-    more = "" if form == "keras-hub" else ALSO_OURS
+    is_ours = LIBRARIES.get(form, form) == "keras-hub"
+    more = "" if is_ours else ALSO_OURS
     window = backbone.attention_window_size
     if form == "transformers":
         more += WINDOW.format(number=window + 1, window=window)
@@ -92,6 +109,7 @@ def write(folder, backbone, form):
         more += _deepmind_config(backbone)
     text = CARD.format(
         library=LIBRARIES.get(form, form),
+        pipeline=PIPELINES.get(form, "text-generation"),
         title=backbone.name,
         parameters=backbone.count_params(),
         dtype=backbone.variable_dtype,

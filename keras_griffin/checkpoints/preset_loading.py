@@ -118,6 +118,49 @@ def build_backbone(cls, source, load_weights, overrides):
     return backbone
 
 
+def load_task(
+    cls,
+    keras_hub_load,
+    preset,
+    load_weights,
+    dtype,
+    arguments,
+    preprocessor_arguments=None,
+):
+    """Builds a task of a preset of any kind.
+
+    Args:
+        cls: the task's class.
+        keras_hub_load: callable. KerasHub's `from_preset` of the class.
+        preset: str.
+        load_weights: bool.
+        dtype: dtype or policy of the backbone, or `None`.
+        arguments: dict. Arguments of the constructor.
+        preprocessor_arguments: callable, from a preset to arguments of the
+            preprocessor where KerasHub does not load it. Defaults to `None`:
+            none.
+
+    Raises:
+        ValueError: for what cannot be found or loaded. See `find_preset`.
+    """
+    source = find_preset(preset, load_weights)
+    if source.kind == "keras":
+        with loading(source, load_weights):
+            return keras_hub_load(
+                source.path, load_weights, dtype=dtype, **arguments
+            )
+    if "backbone" not in arguments:
+        arguments["backbone"] = cls.backbone_cls.from_preset(
+            source.path, load_weights, dtype=dtype
+        )
+    if "preprocessor" not in arguments and source.kind != "architecture":
+        more = preprocessor_arguments(preset) if preprocessor_arguments else {}
+        arguments["preprocessor"] = cls.preprocessor_cls.from_preset(
+            source.path, **more
+        )
+    return cls(**arguments)
+
+
 def tokenizer_path(source):
     """Returns the SentencePiece file of a source that is not KerasHub's.
 

@@ -32,6 +32,8 @@ LAYOUTS = (
     (r"(recurrence|input)_gate/bias", (MODEL, None), "rglru/"),
     (r"rglru/(recurrence|phase)_param", (MODEL,), "rglru/"),
     (r"(temporal|mlp|final)_norm/scale", (None,), ""),
+    (r"logits/kernel", (None, None), "logits/"),
+    (r"logits/bias", (None,), "logits/"),
     (r"token_embedding/lora_embeddings_a", (MODEL, None), "embeddings_a"),
     (r"token_embedding/lora_embeddings_b", (None, None), "embeddings_a"),
     (rf"{COLUMN}/lora_kernel_a", (None, None), f"{COLUMN}/lora"),

@@ -9,8 +9,7 @@ from keras_griffin import keras_compat
 from keras_griffin.checkpoints import exporting
 from keras_griffin.checkpoints import keras_files
 from keras_griffin.checkpoints.preset_index import preprocessor_arguments
-from keras_griffin.checkpoints.preset_loading import find_preset
-from keras_griffin.checkpoints.preset_loading import loading
+from keras_griffin.checkpoints.preset_loading import load_task
 from keras_griffin.distribution.griffin_parallel import GriffinParallel
 from keras_griffin.distribution.layout_map import check_layout_map
 from keras_griffin.generation import chat_template
@@ -179,21 +178,15 @@ class GriffinCausalLM(TorchModule, keras_compat.KeepsState, CausalLM):
         """
         known = {*arguments_of(cls, GriffinCausalLM), *_LAST_ARGUMENTS}
         check_arguments(f"{cls.__name__}.from_preset", kwargs, known)
-        source = find_preset(preset, load_weights)
-        if source.kind == "keras":
-            with loading(source, load_weights):
-                return super().from_preset(
-                    source.path, load_weights, dtype=dtype, **kwargs
-                )
-        if "backbone" not in kwargs:
-            kwargs["backbone"] = GriffinBackbone.from_preset(
-                source.path, load_weights, dtype=dtype
-            )
-        if "preprocessor" not in kwargs and source.kind != "architecture":
-            kwargs["preprocessor"] = GriffinCausalLMPreprocessor.from_preset(
-                source.path, **preprocessor_arguments(preset)
-            )
-        return cls(**kwargs)
+        return load_task(
+            cls,
+            super().from_preset,
+            preset,
+            load_weights,
+            dtype,
+            kwargs,
+            preprocessor_arguments,
+        )
 
     def save_to_preset(self, preset_dir, max_shard_size=10):
         """Saves the model as KerasHub does, and a model card.
@@ -315,6 +308,7 @@ class GriffinCausalLM(TorchModule, keras_compat.KeepsState, CausalLM):
     # and arrays are not shuffled then. Token ids need none of it.
 
     def fit(self, x=None, y=None, **kwargs):
+        training_checks.check_no_class_weight(kwargs.get("class_weight"))
         if self._goes_through_pipeline(x):
             x = self.preprocessor.for_pipeline(x)
             validation = kwargs.get("validation_data")
@@ -324,6 +318,12 @@ class GriffinCausalLM(TorchModule, keras_compat.KeepsState, CausalLM):
             return super().fit(x, y, **kwargs)
         self._check_arrays(x, y, kwargs)
         return keras.Model.fit(self, x, y, **kwargs)
+
+    def train_on_batch(
+        self, x, y=None, sample_weight=None, class_weight=None, **kwargs
+    ):
+        training_checks.check_no_class_weight(class_weight)
+        return super().train_on_batch(x, y, sample_weight, **kwargs)
 
     def evaluate(self, x=None, y=None, **kwargs):
         with keras_compat.state_put_back(self):

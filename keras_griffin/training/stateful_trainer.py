@@ -194,6 +194,7 @@ class StatefulTrainer(keras_compat.KeepsState, keras.Model):
                 f"to the next. Received: shuffle={shuffle!r}. Shuffle the "
                 "documents before `GriffinPacker` makes rows of them."
             )
+        training_checks.check_no_class_weight(kwargs.get("class_weight"))
         callbacks = list(callbacks or [])
         if steps_per_epoch is None:
             callbacks.append(

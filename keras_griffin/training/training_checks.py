@@ -88,6 +88,21 @@ def token_weights(loss, y, sample_weight, y_pred):
     return sample_weight
 
 
+def check_no_class_weight(class_weight):
+    """Raises for weights of classes, which Keras has for labels of rows.
+
+    Of `(batch, time)` labels it would take the place of the largest as the
+    class of the row.
+    """
+    if class_weight is not None:
+        raise ValueError(
+            "`class_weight` is for one label a row, and there is one for each "
+            f"token. Received: class_weight={class_weight!r}. Give weights of "
+            "tokens: sample_weight=weights[y], with an array of one weight for "
+            "each id."
+        )
+
+
 def check_arrays(model, x, y, arguments):
     """Checks labels and weights before Keras cuts them into batches.
 

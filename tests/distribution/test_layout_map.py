@@ -3,6 +3,7 @@
 import keras
 import pytest
 
+import keras_griffin
 from keras_griffin.distribution import GriffinParallel
 from keras_griffin.distribution import check_layout_map
 from keras_griffin.distribution import layout_map
@@ -45,6 +46,15 @@ def test_every_weight_of_every_family_is_mapped(pattern):
     check_layout_map(layouts, backbone)
     for weight in backbone.weights:
         assert layouts[weight.path] is not None, weight.path
+
+
+def test_a_classifiers_head_is_on_every_device():
+    model = keras_griffin.GriffinTextClassifier(
+        tiny_backbone(**DIVISIBLE), num_classes=3
+    )
+    layouts = layout_map(mesh())
+    check_layout_map(layouts, model)
+    assert layouts["logits/kernel"].axes == (None, None)
 
 
 def test_the_layouts_are_megatrons():
