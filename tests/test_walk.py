@@ -17,9 +17,9 @@ SCRIPT = Path(__file__).parent / "support" / "walk.py"
 FRAMES = {"jax": 8, "tensorflow": 7, "torch": 6}
 # Files and functions, on the backend where there are most.
 # `fit`: three more on PyTorch, for masks of Keras, the mode that `train()`
-# sets, and names of parameters that are the same in each instance; one for a
-# model that is called without a mask.
-LIMITS = {"generate": (33, 175), "fit": (33, 146)}
+# sets, and names of parameters that are the same in each instance; two for a
+# model that is called without a mask and for `class_weight`.
+LIMITS = {"generate": (33, 175), "fit": (33, 147)}
 
 
 @pytest.fixture(scope="module")
