@@ -199,12 +199,15 @@ class GriffinCausalLMPreprocessor(CausalLMPreprocessor):
             _check_pairs(x)
             return self._call_on_pairs(x, sequence_length)
         check_text(x)
-        return super().call(
+        # KerasHub puts the end token where it cuts a text off: into a column
+        # more than wanted, which is left out.
+        packed = super().call(
             x,
             y=y,
             sample_weight=sample_weight,
-            sequence_length=sequence_length,
+            sequence_length=(sequence_length or self.sequence_length) + 1,
         )
+        return keras.tree.map_structure(lambda rows: rows[..., :-1], packed)
 
     def for_pipeline(self, x):
         """Conversations to learn from as strings, anything else as it is."""
@@ -225,7 +228,8 @@ class GriffinCausalLMPreprocessor(CausalLMPreprocessor):
         return chat_template.render(messages, last)
 
     def _call_on_pairs(self, x, sequence_length):
-        length = (sequence_length or self.sequence_length) + 1
+        # As in `call`, with one column more for the labels.
+        length = (sequence_length or self.sequence_length) + 2
         token_ids, learned = self._tokenize_pairs(x)
         arguments = {
             "sequence_length": length,
@@ -234,8 +238,8 @@ class GriffinCausalLMPreprocessor(CausalLMPreprocessor):
         }
         token_ids, mask = self.packer(token_ids, **arguments)
         learned = self._learned_packer(learned, **arguments)
-        x = {"token_ids": token_ids[..., :-1], "padding_mask": mask[..., :-1]}
-        return x, token_ids[..., 1:], learned[..., 1:] == 1
+        x = {"token_ids": token_ids[..., :-2], "padding_mask": mask[..., :-2]}
+        return x, token_ids[..., 1:-1], learned[..., 1:-1] == 1
 
     def _tokenize_pairs(self, x):
         """Token ids of a dict of texts, and which of them are learned."""

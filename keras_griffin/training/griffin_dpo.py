@@ -244,14 +244,12 @@ class GriffinDPO(keras_compat.KeepsState, keras.Model):
                 f"Preferences must be a dict of {', '.join(TEXTS)}. Received: "
                 f"a dict with {sorted(pairs)}. Leave other columns out."
             )
-        # The preprocessor puts an end token where it cuts a text off. One
-        # column more has it, and is left out.
         length = sequence_length or preprocessor.sequence_length
         sides = []
         for reply in TEXTS[1:]:
             x, labels, label_mask = preprocessor(
                 {"prompts": pairs["prompts"], "responses": pairs[reply]},
-                sequence_length=length + 1,
+                sequence_length=length,
             )
             values = (x["token_ids"], x["padding_mask"], labels, label_mask)
             sides.append([ops.convert_to_numpy(v) for v in values])

@@ -101,9 +101,30 @@ def test_training_rows_are_cut_off(preprocessor, tokenizer):
     x, y, sample_weight = arrays(preprocessor([text]))
     assert x["token_ids"][0, 0] == START
     assert np.all(sample_weight)
-    assert y[0, :-1].tolist() == tokenizer([text])[0][:11]
+    assert y[0].tolist() == tokenizer([text])[0][:12]
     x, y, _ = arrays(preprocessor([text], sequence_length=300))
     assert x["token_ids"].shape == y.shape == (1, 300)
+
+
+@pytest.mark.backend_independent
+@pytest.mark.parametrize("kind", ["text", "pair"])
+@pytest.mark.parametrize("add_start_token", [False, True])
+def test_only_texts_that_fit_end(tokenizer, kind, add_start_token):
+    """A text of which the end is cut off goes on; it does not end there."""
+    text = "to be, or not to be, that is the question: whether 'tis nobler"
+    inputs = (
+        [text] if kind == "text" else {"prompts": [""], "responses": [text]}
+    )
+    tokens = [*tokenizer([text])[0], END]
+    count = len(tokens) - (not add_start_token)
+    for length in (count - 3, count - 2, count - 1, count, count + 1):
+        preprocessor = GriffinCausalLMPreprocessor(
+            tokenizer, sequence_length=length, add_start_token=add_start_token
+        )
+        _, y, sample_weight = arrays(preprocessor(inputs))
+        expected = tokens if add_start_token else tokens[1:]
+        real = y[0][sample_weight[0] > 0].tolist()
+        assert real == expected[:length]
 
 
 @pytest.mark.backend_independent
