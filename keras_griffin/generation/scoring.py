@@ -1,5 +1,6 @@
 """Log-probabilities of given tokens."""
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -8,16 +9,32 @@ from keras_griffin.generation.prompts import bucket
 from keras_griffin.generation.prompts import make_prompts
 from keras_griffin.generation.prompts import prompt_pieces
 from keras_griffin.generation.prompts import to_numpy
+from keras_griffin.layers.input_checks import check_inputs
+from keras_griffin.layers.token_layout import TokenLayout
+from keras_griffin.near_names import check_arguments
 from keras_griffin.training.chunked_cross_entropy import MAX_LOGITS
 
 # Logits of so many tokens of a row are held at once, if `MAX_LOGITS` allows.
 SCORE_CHUNK = 256
 
+# Of KerasHub's `score`, beside `token_ids`.
+OPTIONS = ("padding_mask", "scoring_mode", "layer_intercept_fn", "target_ids")
 
-def score(model, inputs, state=None, return_greedy=False):
+
+def score(
+    model,
+    inputs=None,
+    state=None,
+    return_greedy=False,
+    *,
+    token_ids=None,
+    **options,
+):
     """Log-probability of every token, given those before it in its row.
 
-    Long rows are read in pieces: memory does not grow with them.
+    Long rows are read in pieces: memory does not grow with them. With
+    `token_ids=` it is KerasHub's `score`, whose arguments and outputs are those
+    of `score_token_ids`.
 
     Args:
         model: a `GriffinCausalLM`.
@@ -30,6 +47,10 @@ def score(model, inputs, state=None, return_greedy=False):
             not read. One row serves all. Defaults to `None`.
         return_greedy: bool. Also return where the token is the likeliest,
             as bools of the same shape. Defaults to `False`.
+        token_ids: `(batch, time)` int, in place of `inputs`. Defaults to
+            `None`.
+        **options: `padding_mask`, `scoring_mode`, `layer_intercept_fn` and
+            `target_ids`, with `token_ids` only.
 
     Returns:
         For text a float32 array `(tokens,)`, or a list of them: the
@@ -40,13 +61,27 @@ def score(model, inputs, state=None, return_greedy=False):
         the score is 0 for these reasons.
 
     Raises:
-        ValueError: for rows without a token, and a state of other rows.
+        ValueError: for rows without a token, a state of other rows, and for
+            arguments of both ways to call it.
 
     Example:
     ```python
     model.score("To be, or not to be").sum()
     ```
     """
+    check_arguments("score", options, OPTIONS)
+    given = {"inputs": inputs, "token_ids": token_ids, **options}
+    names = [name for name, value in given.items() if value is not None]
+    if len({"inputs", "token_ids"}.intersection(names)) != 1 or (
+        options and token_ids is None
+    ):
+        raise ValueError(
+            "`score` takes either `inputs`, or KerasHub's `token_ids` and what "
+            f"goes with them. Received: {', '.join(names) or 'neither'}. Give "
+            "one of the two."
+        )
+    if token_ids is not None:
+        return score_token_ids(model, token_ids, **options)
     if model.preprocessor is None or isinstance(inputs, dict):
         prompts = make_prompts(model, inputs, None, None, None)
         scores, is_greedy = _score_rows(model, prompts.arrays(), state)
@@ -63,6 +98,78 @@ def score(model, inputs, state=None, return_greedy=False):
         if isinstance(inputs, str):
             scores, is_greedy = scores[0], is_greedy[0]
     return (scores, is_greedy) if return_greedy else scores
+
+
+def score_token_ids(
+    model,
+    token_ids,
+    padding_mask=None,
+    scoring_mode="logits",
+    layer_intercept_fn=None,
+    target_ids=None,
+):
+    """Logits or losses of tokens, as KerasHub's models score them.
+
+    Differentiable, and not compiled.
+
+    Args:
+        model: a `GriffinCausalLM`.
+        token_ids: `(batch, time)` int.
+        padding_mask: as of a call. Defaults to `None`: all tokens are real.
+        scoring_mode: `"logits"` or `"loss"`. Defaults to `"logits"`.
+        layer_intercept_fn: a function of an activation `(batch, time, width)`
+            and of a number, -1 for the embeddings and 0 and up for what each
+            block gives. What it returns goes on through the model. Defaults to
+            `None`.
+        target_ids: `(batch, time)` int, the token that each position should
+            predict; `"loss"` needs it. Defaults to `None`.
+
+    Returns:
+        `(batch, time, vocabulary_size)` logits, or `(batch, time)` losses.
+
+    Raises:
+        ValueError: for another mode, and for losses without targets.
+
+    Source:
+        `keras_hub.models.GemmaCausalLM.score`.
+    """
+    if scoring_mode not in ("logits", "loss"):
+        raise ValueError(
+            "`scoring_mode` must be 'logits' or 'loss'. Received: "
+            f"{scoring_mode!r}. For log-probabilities give `inputs`."
+        )
+    if scoring_mode == "loss" and target_ids is None:
+        raise ValueError(
+            "A loss needs `target_ids`, the token that each position should "
+            "predict. Received: target_ids=None. Give keras.ops.roll("
+            "token_ids, -1, axis=1)."
+        )
+    inputs = {"token_ids": token_ids, "padding_mask": padding_mask}
+    check_inputs(inputs, model.backbone.vocabulary_size)
+    if layer_intercept_fn is None:
+        hidden = model.backbone(inputs)
+    else:
+        hidden = _intercepted(model.backbone, inputs, layer_intercept_fn)
+    logits = model._logits(hidden)
+    if scoring_mode == "logits":
+        return logits
+    targets = ops.convert_to_tensor(target_ids)
+    loss = keras.losses.SparseCategoricalCrossentropy(
+        from_logits=True, reduction="none"
+    )
+    return loss(targets, logits)
+
+
+def _intercepted(backbone, inputs, function):
+    """Hidden states; `function` sees them before and after each block."""
+    token_ids = ops.convert_to_tensor(inputs["token_ids"])
+    layout = TokenLayout(*token_ids.shape, inputs["padding_mask"])
+    x = function(backbone.token_embedding(token_ids), -1)
+    x = layout.compact(x * backbone.embedding_scale)
+    for index, block in enumerate(backbone.blocks):
+        x, _ = block.mix(ops.cast(x, block.compute_dtype), layout, None)
+        x = layout.compact(function(layout.restore(x), index))
+    return layout.restore(backbone.final_norm(x))
 
 
 def _score_rows(model, arrays, state):
