@@ -4,7 +4,6 @@ from keras import ops
 from keras_griffin.layers.gated_mlp import GatedMLP
 from keras_griffin.layers.local_mqa import LocalMQA
 from keras_griffin.layers.recurrent_block import RecurrentBlock
-from keras_griffin.layers.rematerialization import rematerialized
 from keras_griffin.layers.replica_dropout import ReplicaDropout
 from keras_griffin.layers.rms_normalization import RMSNormalization
 from keras_griffin.layers.temporal_layer import TemporalLayer
@@ -149,14 +148,9 @@ class ResidualBlock(TemporalLayer):
             y = self.mlp_dropout(y, training=training)
         return keep_rows(x + ops.cast(y, x.dtype)), state
 
-    def rematerialized_call(self, layer_call, *args, **kwargs):
-        """Keras' remat with dropout, and on TensorFlow."""
-        remat = super().rematerialized_call
-        if remat(layer_call, *args, **kwargs) is layer_call:
-            return layer_call
+    def seeds(self):
         drops = (self.temporal_dropout, self.mlp_dropout)
-        seeds = [d.seed_generator.state for d in drops if self.dropout]
-        return rematerialized(remat, layer_call, seeds)
+        return [d.seed_generator.state for d in drops if self.dropout]
 
     def get_config(self):
         return {

@@ -7,6 +7,7 @@ from keras_griffin import keras_compat
 from keras_griffin.layers.base_layer import BaseLayer
 from keras_griffin.layers.input_checks import check_names
 from keras_griffin.layers.input_checks import check_row_shape
+from keras_griffin.layers.rematerialization import rematerialized
 from keras_griffin.layers.token_layout import TokenLayout
 from keras_griffin.layers.token_layout import init_rows
 
@@ -223,6 +224,17 @@ class TemporalLayer(BaseLayer):
             f"{type(self).__name__} {self.name!r}. Ask an RGLRU, or a block "
             "with a RecurrentBlock."
         )
+
+    def seeds(self):
+        """Returns the variables that a call draws dropout from."""
+        return []
+
+    def rematerialized_call(self, layer_call, *args, **kwargs):
+        """Keras' remat with dropout and masks, and on TensorFlow."""
+        remat = super().rematerialized_call
+        if remat(layer_call, *args, **kwargs) is layer_call:
+            return layer_call
+        return rematerialized(remat, layer_call, self.seeds())
 
     def compute_output_spec(
         self,
