@@ -15,11 +15,10 @@ SCRIPT = Path(__file__).parent / "support" / "walk.py"
 
 # Frames from `RGLRU.mix` to the loop over time, both included.
 FRAMES = {"jax": 8, "tensorflow": 7, "torch": 6}
-# Files and functions, on the backend where there are most.
-# `fit`: three more on PyTorch, for masks of Keras, the mode that `train()`
-# sets, and names of parameters that are the same in each instance; two for a
-# model that is called without a mask and for `class_weight`.
-LIMITS = {"generate": (33, 175), "fit": (33, 147)}
+# Files and functions, on the backend where there are most (JAX). They rose from
+# 175 and 142 with what a call is asked for today: arguments and states that are
+# looked at, masks of Keras, weights that stay when a step raises.
+LIMITS = {"generate": (33, 182), "fit": (34, 155)}
 
 
 @pytest.fixture(scope="module")

@@ -197,7 +197,7 @@ def test_without_metrics():
     model = make()
     expected = model.evaluate(x, y, verbose=0)
     # Keras keeps the metrics of before then.
-    model.compile("sgd", weighted_metrics=[])
+    model.compile("sgd", weighted_metrics=None)
     assert_close(np.array(model.evaluate(x, y, verbose=0)), np.array(expected))
     for metrics in ([], None):
         model.compile("sgd", weighted_metrics=metrics)
