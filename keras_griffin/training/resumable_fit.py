@@ -163,11 +163,12 @@ class _Backup(keras.callbacks.Callback):
 
     def restore(self):
         """Restores the last backup; returns its epoch and batch index."""
+        # As `fit` does on JAX; it makes all variables, those of metrics too,
+        # which the first backup has to have.
+        keras_compat.build_for_training(self._trained, self._data[0])
         step = self._manager.latest_step()
         if step is None:
             return 0, 0
-        # As `fit` does on JAX; it makes all variables, those of metrics too.
-        keras_compat.build_for_training(self._trained, self._data[0])
         place = self._read("place", self._args.JsonRestore())
         for name, value in self._description().items():
             if place[name] != value:

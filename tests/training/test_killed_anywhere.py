@@ -95,11 +95,6 @@ class Watch(keras.callbacks.Callback):
     on_train_batch_begin = on_train_batch_end = on_epoch_end = look
 
 
-@pytest.mark.xfail(
-    keras.config.backend() == "tensorflow",
-    reason="a second model of the process is refused; not looked into yet",
-    strict=True,
-)
 @pytest.mark.parametrize(
     "optimizer, lora",
     [(ema, True), (accumulating, True), (several, False)],
