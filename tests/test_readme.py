@@ -20,7 +20,7 @@ def test_fine_tuning(tmp_path, monkeypatch, quick_collection):
     text = README.read_text(encoding="utf-8")
     section = text.partition("## Fine-tune\n")[2].partition("\n## ")[0]
     examples = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    assert len(examples) == 3
+    assert len(examples) == 5
     names = {}
     for example in examples:
         exec(example, names)  # noqa: S102
