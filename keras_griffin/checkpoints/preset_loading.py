@@ -414,4 +414,6 @@ def loading(source, weights=True):
             reading = preset_download.read_by_tensorflow(source.path)
             stack.enter_context(reading)
         stack.enter_context(keras_files.explained(source.path))
+        if weights:
+            stack.enter_context(weight_map.weights_follow())
         yield

@@ -7,6 +7,8 @@ tensors; checking, transposing, casting and placing are written here once.
 Nothing here imports the models: a backbone is any object with their attributes.
 """
 
+import contextlib
+import contextvars
 import dataclasses
 import math
 import typing
@@ -20,8 +22,10 @@ from keras_griffin import keras_compat
 MAX_NAMES_IN_ERROR = 5
 # Seconds of loading before progress is shown: small models never get there.
 PROGRESS_DELAY = 2
-# Numbers looked at together; all at once would take a byte for each.
-CHECKED_AT_ONCE = 2**22
+# Numbers looked at together: they fit into a core's cache.
+CHECKED_AT_ONCE = 2**19
+
+_weights_follow = contextvars.ContextVar("weights_follow", default=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,19 +80,29 @@ class WeightMap:
 
 
 class Layout(typing.NamedTuple):
-    """Reorders axes: `to_ours(theirs)` and its inverse `to_theirs(ours)`."""
+    """Reorders axes: `to_ours(theirs)` and its inverse `to_theirs(ours)`.
+
+    Of NumPy arrays and of the backend's tensors.
+    """
 
     to_ours: typing.Callable
     to_theirs: typing.Callable
 
 
+def _transposed(x):
+    # TensorFlow's tensors have no `T`.
+    return x.T if hasattr(x, "T") else keras.ops.transpose(x)
+
+
 LAYOUTS = {
     "same": Layout(lambda x: x, lambda x: x),
     # (out, in), as torch.nn.Linear stores it <-> (in, out).
-    "transposed": Layout(lambda x: x.T, lambda x: x.T),
+    "transposed": Layout(_transposed, _transposed),
     # (width, 1, kernel_size), as torch.nn.Conv1d stores it
     # <-> (kernel_size, width).
-    "depthwise": Layout(lambda x: x[:, 0, :].T, lambda x: x.T[:, None, :]),
+    "depthwise": Layout(
+        lambda x: _transposed(x[:, 0, :]), lambda x: _transposed(x)[:, None, :]
+    ),
     # (1, 1, width), ready to broadcast <-> (width,).
     "row": Layout(lambda x: x[0, 0], lambda x: x[None, None]),
 }
@@ -196,6 +210,33 @@ def build_empty(build):
     return model
 
 
+@contextlib.contextmanager
+def weights_follow():
+    """Has `build_for_weights` draw no values: a file's are about to come."""
+    token = _weights_follow.set(True)
+    try:
+        yield
+    finally:
+        _weights_follow.reset(token)
+
+
+def build_for_weights(build):
+    """Returns `build()`; within `weights_follow` its weights hold anything.
+
+    KerasHub and Keras assign to variables that have a value, and drawing those
+    of a large model takes longer than reading it.
+    """
+    if not _weights_follow.get():
+        return build()
+    model = build_empty(build)
+    for weight in model.weights:
+        weight_dtype = keras.backend.standardize_dtype(weight.dtype)
+        value = keras.ops.empty(weight.shape, weight_dtype)
+        keras_compat.initialize(weight, value)
+    fill_rest(model)
+    return model
+
+
 def fill_rest(model):
     """Gives the variables that no checkpoint holds their initial values.
 
@@ -204,6 +245,10 @@ def fill_rest(model):
     for variable in model.variables:
         if not keras_compat.has_value(variable):
             keras_compat.initialize(variable)
+    if keras.config.backend() == "torch":
+        from keras_griffin.layers.linear_torch import store_columns
+
+        store_columns(keras_compat.all_layers(model))
 
 
 def check_tensors(table, model, shapes, origin):
@@ -317,8 +362,10 @@ def export(table, model):
     tensor_dtypes(table, model)  # refuses what cannot be exported, first
     waiting, counts = {}, _part_counts(table)
     for row in with_progress(table, model, "Writing weights"):
-        value = _to_numpy(find_variable(model, row.variable))
-        value = LAYOUTS[row.layout].to_theirs(value)
+        # Keras' JAX variables are no tensors to `convert_to_numpy`, and the
+        # backend reorders axes with all cores.
+        value = keras.ops.convert_to_tensor(find_variable(model, row.variable))
+        value = _to_numpy(LAYOUTS[row.layout].to_theirs(value))
         if row.part is None:
             yield row.tensor, np.ascontiguousarray(value)
             continue
@@ -340,24 +387,49 @@ def _load_row(row, variable, read, origin):
     if row.part is not None:
         # A view would keep the other parts in memory with it.
         value = value[row.part].copy()
-    value = LAYOUTS[row.layout].to_ours(value)
-    with np.errstate(over="ignore"):  # reported below, with its name
-        value = value.astype(np_dtype(variable.dtype), order="C", copy=False)
-    value = np.ascontiguousarray(value)
-    _check_finite(value, row.tensor, origin)
-    _assign(variable, value)
+    dtype = np_dtype(keras.backend.standardize_dtype(variable.dtype))
+    _check_finite(value, dtype, row.tensor, origin)
+    to_ours = LAYOUTS[row.layout].to_ours
+    distribution = keras.distribution.distribution()
+    if distribution is not None:
+        # Split on the host: through `assign` alone the whole tensor would
+        # first be put on one device.
+        value = to_ours(value).astype(dtype, copy=False)
+        layout = distribution.get_variable_layout(variable)
+        value = keras.distribution.distribute_tensor(value, layout)
+    else:
+        value = keras.ops.cast(to_ours(_tensor(value)), dtype.name)
+        is_kernel = row.layout == "transposed" and dtype.itemsize == 2
+        if keras.config.backend() == "torch" and not is_kernel:
+            value = value.contiguous()  # kernels: see `store_columns`
+    if keras_compat.has_value(variable):
+        variable.assign(value)
+    else:  # of `build_empty`
+        keras_compat.initialize(variable, value)
 
 
-def _check_finite(value, tensor, origin):
+def _check_finite(value, dtype, tensor, origin):
+    """Refuses NaN and infinity, also where only `dtype` has no such number."""
     flat = value.reshape(-1)
+    is_kept = value.dtype.kind not in "biu" and np.can_cast(value.dtype, dtype)
+    seen = value.dtype if is_kept else dtype
+    # On bits: of 16-bit numbers NumPy asks one by one. The sign is the first.
+    bits = np.dtype(f"u{seen.itemsize}")
+    no_sign = bits.type(np.iinfo(bits).max // 2)
+    infinity = np.array(np.inf, seen).view(bits)
     wrong = 0
     for start in range(0, flat.size, CHECKED_AT_ONCE):
-        finite = np.isfinite(flat[start : start + CHECKED_AT_ONCE])
-        wrong += finite.size - int(finite.sum())
+        with np.errstate(over="ignore"):  # reported below, with its name
+            part = flat[start : start + CHECKED_AT_ONCE].astype(
+                seen, copy=False
+            )
+        part = part.view(bits) & no_sign
+        if part.max() >= infinity:
+            wrong += int((part >= infinity).sum())
     if not wrong:
         return
     raise ValueError(
-        f"Weights must be finite numbers in {value.dtype.name}. Received: "
+        f"Weights must be finite numbers in {dtype.name}. Received: "
         f"{origin}, {tensor} with {wrong} of {flat.size} that are NaN or "
         "infinite. Fetch the checkpoint anew, or load it with a dtype of "
         "wider range; do not use the model as it is now."
@@ -371,34 +443,28 @@ def _part_counts(table):
     return counts
 
 
-def _assign(variable, value):
-    distribution = keras.distribution.distribution()
-    if distribution is not None:
-        # Split on the host: through `assign` alone the whole tensor would
-        # first be put on one device.
-        layout = distribution.get_variable_layout(variable)
-        value = keras.distribution.distribute_tensor(value, layout)
-    elif keras.backend.backend() == "torch" and value.dtype == "bfloat16":
+def _tensor(array):
+    """The backend's tensor of a NumPy array, which it may take over."""
+    if keras.config.backend() == "torch" and array.dtype.name == "bfloat16":
         import torch
 
         # The same bits. Keras would make a float32 copy on the way.
-        value = torch.from_numpy(value.view("int16")).view(torch.bfloat16)
-    if keras_compat.has_value(variable):
-        variable.assign(value)
-    else:  # of `build_empty`
-        keras_compat.initialize(variable, keras.ops.convert_to_tensor(value))
+        bits = np.ascontiguousarray(array).view("int16")
+        array = torch.from_numpy(bits).view(torch.bfloat16)
+    return keras.ops.convert_to_tensor(array)
 
 
-def _to_numpy(variable):
-    # Keras' JAX variables are no tensors to `convert_to_numpy`.
-    value = keras.ops.convert_to_tensor(variable)
-    if keras.backend.backend() == "torch" and variable.dtype == "bfloat16":
+def _to_numpy(tensor):
+    if (
+        keras.config.backend() == "torch"
+        and keras.backend.standardize_dtype(tensor.dtype) == "bfloat16"
+    ):
         import torch
 
         # The same bits; Keras would make a float32 copy on the way.
-        bits = value.detach().view(torch.int16).cpu().numpy()
+        bits = tensor.detach().view(torch.int16).cpu().numpy()
         return bits.view(ml_dtypes.bfloat16)
-    return keras.ops.convert_to_numpy(value)
+    return keras.ops.convert_to_numpy(tensor)
 
 
 def _some(names):

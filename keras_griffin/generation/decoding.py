@@ -80,26 +80,31 @@ def prefill(model, inputs, state=None):
             "any token is `init_state(batch_size)`."
         )
     if state is None:
-        state = model.init_state(batch)
-    else:
-        state = as_state(model, state, batch)
-    return read(model, inputs, state)
+        return read(model, inputs, model.init_state(batch), is_start=True)
+    return read(model, inputs, as_state(model, state, batch))
 
 
-def read(model, arrays, state):
+def read(model, arrays, state, is_start=False):
     """Logits after each row of NumPy arrays, and the state there."""
     batch = len(arrays["token_ids"])
     logits = ops.zeros((batch, model.backbone.vocabulary_size), "float32")
+    function = first_piece if is_start else prefill_piece
     for piece in prompt_pieces(arrays, PREFILL_CHUNK):
-        logits, state = model._functions.run(
-            prefill_piece, piece, logits, state
-        )
+        logits, state = model._functions.run(function, piece, logits, state)
+        function = prefill_piece
     return logits, state
 
 
-def prefill_piece(model, inputs, logits, state):
+def first_piece(model, inputs, logits, state):
+    """As `prefill_piece`, of rows that have seen no token."""
+    return prefill_piece(model, inputs, logits, state, is_start=True)
+
+
+def prefill_piece(model, inputs, logits, state, is_start=False):
     """Reads columns; `logits` are of rows that ended before them."""
-    hidden, state = model.backbone.call_with_state(state=state, **inputs)
+    hidden, state = model.backbone.call_with_state(
+        state=state, is_start=is_start, **inputs
+    )
     mask = inputs.get("padding_mask")
     new_logits = model._logits(_last_real(hidden, mask))
     if mask is not None:
@@ -366,12 +371,13 @@ def decode(model, prompts, stop_token_ids, sampler, state, chunk):
     The first ones are no tokens, and the state after the prompts.
     """
     batch = len(prompts.rows)
-    if state is None:
+    is_start = state is None
+    if is_start:
         room = bucket(int(prompts.lengths.max()) + prompts.num_steps)
         state = model.init_state(batch, max_length=room)
     else:
         state = as_state(model, state, batch, repeat=True)
-    logits, state = read(model, prompts.arrays(), state)
+    logits, state = read(model, prompts.arrays(), state, is_start)
     yield np.zeros((batch, 0), "int32"), state
     loop = model._functions.with_sampler(sampler, _decode_chunk, xla=True)
     stops = ops.convert_to_tensor(_pad_stop_token_ids(stop_token_ids))

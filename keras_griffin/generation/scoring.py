@@ -176,6 +176,7 @@ def _score_rows(model, arrays, state):
     """Scores, and whether each token is the likeliest, as NumPy arrays."""
     ids = arrays["token_ids"]
     batch, time = ids.shape
+    function = _score_first_piece if state is None else _score_piece
     if state is None:
         state = model.init_state(batch, max_length=bucket(time))
     else:
@@ -186,7 +187,8 @@ def _score_rows(model, arrays, state):
     size = MAX_LOGITS // (batch * model.backbone.vocabulary_size)
     size = 1 << max(size.bit_length() - 1, 0)  # a power of 2, not above it
     for piece in prompt_pieces(arrays, min(size, SCORE_CHUNK)):
-        outputs, state = model._functions.run(_score_piece, piece, state)
+        outputs, state = model._functions.run(function, piece, state)
+        function = _score_piece
         scores.append(to_numpy(outputs["scores"]))
         is_greedy.append(to_numpy(outputs["is_greedy"]))
     real = arrays["padding_mask"]
@@ -195,10 +197,16 @@ def _score_rows(model, arrays, state):
     return np.where(real, scores, 0.0), is_greedy | ~real
 
 
-def _score_piece(model, inputs, state):
+def _score_first_piece(model, inputs, state):
+    return _score_piece(model, inputs, state, is_start=True)
+
+
+def _score_piece(model, inputs, state, is_start=False):
     targets = inputs["targets"]
     inputs = {k: v for k, v in inputs.items() if k != "targets"}
-    hidden, state = model.backbone.call_with_state(state=state, **inputs)
+    hidden, state = model.backbone.call_with_state(
+        state=state, is_start=is_start, **inputs
+    )
     logits = model._logits(hidden)
     chosen = ops.take_along_axis(logits, targets[..., None], axis=-1)
     likeliest = ops.cast(ops.argmax(logits, axis=-1), targets.dtype)

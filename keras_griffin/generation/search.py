@@ -76,7 +76,9 @@ def _read(model, inputs, last, start, columns, sampler):
     state = backbone.init_state(batch, max_length=prefill + columns.shape[1])
     hidden = []
     if prefill:
-        new, state = backbone.call_with_state(prefill_ids, state, mask)
+        new, state = backbone.call_with_state(
+            prefill_ids, state, mask, is_start=True
+        )
         hidden.append(new)
     if not isinstance(sampler, ContrastiveSampler):
         return state, None

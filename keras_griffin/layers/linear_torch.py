@@ -1,11 +1,16 @@
-"""float32 products by oneDNN, for PyTorch on a CPU.
+"""Products of PyTorch on a CPU.
 
-torch 2.13 gives them to MKL, at half of oneDNN's speed on an AMD CPU with
-AVX-512: a training step took 1.6 times as long. No public switch changes that
-without fewer bits.
+float32 by oneDNN: torch 2.13 gives them to MKL, at half of oneDNN's speed on
+an AMD CPU with AVX-512, where a training step took 1.6 times as long. No public
+switch changes that without fewer bits.
+
+16-bit kernels column by column: see `store_columns`.
 """
 
+import keras
 import torch
+
+from keras_griffin import keras_compat
 
 # Below, moving numbers into oneDNN's layout costs more than it brings.
 MIN_ROWS = 64
@@ -42,3 +47,23 @@ class Linear(torch.autograd.Function):
 def _product(a, b):
     a = a.detach().contiguous().to_mkldnn()
     return torch.nn.functional.linear(a, b.detach().t()).to_dense()
+
+
+def store_columns(layers):
+    """Puts the 16-bit kernels of `Dense` layers in memory column by column.
+
+    Their shape stays. A product with one token takes half the time so (torch
+    2.13, a CPU with AMX), and with many tokens as long as before. In float32
+    it does not matter.
+    """
+    for layer in layers:
+        if not isinstance(layer, keras.layers.Dense) or not layer.built:
+            continue
+        if layer.quantization_mode:
+            continue
+        kernel = keras_compat.kernel_without_adapter(layer)
+        if not keras_compat.has_value(kernel):
+            continue
+        value = kernel.value
+        if value.itemsize == 2 and value.is_contiguous():
+            value.data = value.data.t().contiguous().t()

@@ -166,7 +166,7 @@ class LocalMQA(TemporalLayer):
         if state is not None and isinstance(time, int) and time == 1:
             mixed = attend_ring(q, layout.positions, state["length"], ring)
         else:
-            if state is not None:
+            if not layout.is_start:
                 slots = ring["keys"].shape[1]
                 before = read_ring(
                     state, slots if self.window_size is None else slots - 1

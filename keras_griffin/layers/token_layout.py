@@ -37,12 +37,15 @@ class TokenLayout:
         state: dict with the `ROW_KEYS`, from an earlier call, or `None`.
         positions: `(batch, time)` int, when they are known already. Pads then
             have to be last.
+        is_start: bool. Whether the rows have seen no token yet. Defaults to
+            `None`: where there is no `state`.
 
     Attributes:
         positions: `(batch, time)` int32, on compact rows.
         mask: `(batch, time)` bool on compact rows, or `None` without pads.
         place: `(batch, time)` int32, the column to which each token moved, or
             `None` if none did.
+        is_start: bool. Whether there is nothing before these tokens.
     """
 
     def __init__(
@@ -52,7 +55,9 @@ class TokenLayout:
         padding_mask=None,
         state=None,
         positions=None,
+        is_start=None,
     ):
+        self.is_start = state is None if is_start is None else is_start
         self._time = time
         self._state = state
         self.place = None

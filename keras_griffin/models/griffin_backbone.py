@@ -5,12 +5,14 @@ import ml_dtypes
 from keras import ops
 from keras_hub.models import Backbone
 
+from keras_griffin import keras_compat
 from keras_griffin.checkpoints import exporting
 from keras_griffin.checkpoints import keras_files
 from keras_griffin.checkpoints.preset_index import preset_summaries
 from keras_griffin.checkpoints.preset_loading import build_backbone
 from keras_griffin.checkpoints.preset_loading import find_preset
 from keras_griffin.checkpoints.preset_loading import loading
+from keras_griffin.checkpoints.weight_map import build_for_weights
 from keras_griffin.distribution.layout_map import layout_map
 from keras_griffin.layers.compact_rows import CompactRows
 from keras_griffin.layers.compact_rows import RestoreRows
@@ -179,6 +181,11 @@ class GriffinBackbone(TorchModule, Backbone):
         inputs, x = self._functional_model()
         super().__init__(inputs=inputs, outputs=x, dtype=dtype, **kwargs)
 
+        if keras.config.backend() == "torch":
+            from keras_griffin.layers.linear_torch import store_columns
+
+            store_columns(keras_compat.all_layers(self))
+
         # === Config ===
         for name, value in arguments.items():
             setattr(self, name, value)
@@ -296,6 +303,7 @@ class GriffinBackbone(TorchModule, Backbone):
         padding_mask=None,
         *,
         positions=None,
+        is_start=False,
     ):
         """Goes on from `state`: hidden states of new tokens, and their state.
 
@@ -312,6 +320,8 @@ class GriffinBackbone(TorchModule, Backbone):
             positions: `(batch, time)` int. Position of each token in its
                 document, if the caller has them; pads then have to come last
                 in each row. `None`: they are found from the rest.
+            is_start: bool. Whether `state` is that of `init_state`: nothing
+                is looked for before the tokens then. Defaults to `False`.
 
         Returns:
             `(hidden, state)`: `(batch, time, hidden_dim)` and the state after
@@ -319,7 +329,9 @@ class GriffinBackbone(TorchModule, Backbone):
         """
         batch, time = ops.shape(token_ids)
         rows = {key: state[key] for key in ROW_KEYS}
-        layout = TokenLayout(batch, time, padding_mask, rows, positions)
+        layout = TokenLayout(
+            batch, time, padding_mask, rows, positions, is_start
+        )
         x = self._embed(layout.compact(token_ids))
         blocks = []
         for block, own in zip(self.blocks, state["blocks"], strict=True):
@@ -437,7 +449,8 @@ class GriffinBackbone(TorchModule, Backbone):
         if saved:
             dtype = config.get("dtype")
             config["dtype"] = quantization.quantized_policy(dtype, saved)
-        backbone = super().from_config(config)
+        of_config = super().from_config
+        backbone = build_for_weights(lambda: of_config(config))
         quantization.set_input_quantizers(backbone, saved)
         quantization.save_zero_points(backbone)
         return backbone
