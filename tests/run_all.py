@@ -37,7 +37,9 @@ QUICK_RUNS = ("torch", INDEPENDENT)
 AT_A_TIME = 2  # a run keeps little more than one core busy
 # Most of the time goes into compiling programs that run once. LLVM's
 # optimizations are a third of it; XLA's own stay.
-QUICK_COMPILATION = "--xla_backend_optimization_level=0"
+QUICK_COMPILATION = (
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+)
 NO_TESTS_COLLECTED = 5  # pytest's exit code
 
 

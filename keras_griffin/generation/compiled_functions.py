@@ -10,6 +10,17 @@ from keras_griffin.generation.sampling import settings_of
 from keras_griffin.generation.sampling import with_settings
 from keras_griffin.generation.state_files import state_specs
 
+HALVES = ("bfloat16", "float16")
+SMALL = (*HALVES, "int8", "uint8")
+# XLA on a CPU multiplies in float32. It converts all smaller weights at once,
+# before a loop or as early as it can: the 2B then takes 21 GiB. These options
+# (jax 0.10 and 0.12) let it convert each where it is used.
+LEAN_XLA = {
+    "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+    "xla_disable_hlo_passes": "while-loop-invariant-code-motion,"
+    "while-loop-expensive-invariant-code-motion",
+}
+
 
 class CompiledFunctions:
     """Functions of a model's weights, each compiled once a shape.
@@ -135,8 +146,12 @@ class CompiledFunctions:
         if backend == "tensorflow":
             import tensorflow as tf
 
-            if model._requested_jit_compile != "auto" or not xla:
+            if model._requested_jit_compile != "auto":
                 xla = model.jit_compile
+            elif _has_weights(model, HALVES) and _computes_on_a_cpu():
+                xla = False  # oneDNN multiplies them as they are
+            else:
+                xla = xla or model.jit_compile
             # What is traced is written in operations already.
             return tf.function(function, jit_compile=xla, autograph=False)
 
@@ -151,7 +166,10 @@ class CompiledFunctions:
             return outputs, [scope.get_current_value(v) for v in variables]
 
         if not model.run_eagerly:
-            stateless = jax.jit(stateless)
+            options = {}
+            if _has_weights(model, SMALL) and _computes_on_a_cpu():
+                options = lean_xla()
+            stateless = jax.jit(stateless, compiler_options=options)
 
         def compiled(*args):
             with self.state_lock:
@@ -165,3 +183,39 @@ class CompiledFunctions:
             return outputs
 
         return compiled
+
+
+@functools.cache
+def lean_xla():
+    """The options of `LEAN_XLA` that this release of JAX knows."""
+    import jax
+
+    known = {}
+    for name, value in LEAN_XLA.items():
+        option = {name: value}
+        lowered = jax.jit(lambda x: x, compiler_options=option).lower(0.0)
+        try:
+            lowered.compile()
+        except jax.errors.JaxRuntimeError:
+            continue
+        known |= option
+    return known
+
+
+def _computes_on_a_cpu():
+    if keras.config.backend() == "jax":
+        import jax
+
+        return jax.default_backend() == "cpu"
+    import tensorflow as tf
+
+    devices = tf.config.list_logical_devices()
+    return all(device.device_type == "CPU" for device in devices)
+
+
+def _has_weights(model, dtypes):
+    """Whether a weight of the model is stored in one of `dtypes`."""
+    return any(
+        keras.backend.standardize_dtype(v.dtype) in dtypes
+        for v in model.weights
+    )
