@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PLACES = {
     "keras_griffin/keras_compat.py",
     "keras_griffin/generation/recorded_torch.py",
+    "keras_griffin/layers/linear_torch.py",
     "kernels/pallas_compat.py",
 }
 OTHERS = ("jax", "keras", "keras_hub", "tensorflow", "torch")

@@ -11,7 +11,7 @@ from keras_griffin.generation.sampling import with_settings
 from keras_griffin.generation.state_files import state_specs
 
 HALVES = ("bfloat16", "float16")
-SMALL = (*HALVES, "int8", "uint8")
+
 # XLA on a CPU multiplies in float32. It converts all smaller weights at once,
 # before a loop or as early as it can: the 2B then takes 21 GiB. These options
 # (jax 0.10 and 0.12) let it convert each where it is used.
@@ -167,7 +167,7 @@ class CompiledFunctions:
 
         if not model.run_eagerly:
             options = {}
-            if _has_weights(model, SMALL) and _computes_on_a_cpu():
+            if _has_weights(model, HALVES) and _computes_on_a_cpu():
                 options = lean_xla()
             stateless = jax.jit(stateless, compiler_options=options)
 

@@ -26,12 +26,13 @@ def apply_dense(dense, x):
         if keras.distribution.distribution() is None and len(x.shape) != 2:
             y = apply_dense(dense, ops.reshape(x, (-1, x.shape[-1])))
             return ops.reshape(y, (*ops.shape(x)[:-1], y.shape[-1]))
-    if dense.quantization_mode:  # Keras' own: adapters on tokens there too
-        return dense(x)
-    if not dense.lora_enabled and not _is_for_onednn(x):
+    is_int8 = _is_for_int8(dense, x)
+    if dense.quantization_mode and not is_int8:
+        return dense(x)  # Keras' own: adapters on tokens there too
+    if not (dense.lora_enabled or is_int8 or _is_for_onednn(x)):
         return dense(x)
     x = ops.cast(x, dense.compute_dtype)
-    y = _product(x, keras_compat.kernel_without_adapter(dense))
+    y = (_int8_product if is_int8 else _product)(dense, x)
     if dense.bias is not None:
         y = y + ops.cast(dense.bias, y.dtype)
     return y + _adapter(dense, x) if dense.lora_enabled else y
@@ -45,14 +46,32 @@ def _adapter(dense, x):
     return ops.matmul(scale * ops.matmul(x, a), b)
 
 
-def _product(x, kernel):
-    kernel = ops.cast(kernel, x.dtype)
+def _product(dense, x):
+    kernel = ops.cast(keras_compat.kernel_without_adapter(dense), x.dtype)
     if not _is_for_onednn(x):
         return ops.matmul(x, kernel)
     from keras_griffin.layers import linear_torch
 
     y = linear_torch.Linear.apply(x.reshape(-1, x.shape[-1]), kernel)
     return y.reshape(*x.shape[:-1], -1)
+
+
+def _int8_product(dense, x):
+    from keras_griffin.layers import linear_torch
+
+    kernel = keras_compat.kernel_without_adapter(dense).value
+    scale = ops.convert_to_tensor(dense.kernel_scale)
+    return linear_torch.Int8Linear.apply(
+        x, kernel, scale, dense.inputs_quantizer
+    )
+
+
+def _is_for_int8(dense, x):
+    if keras.config.backend() != "torch" or dense.quantization_mode != "int8":
+        return False
+    from keras_griffin.layers import linear_torch
+
+    return dense.inputs_quantizer is not None and linear_torch.takes_int8(x)
 
 
 def _is_for_onednn(x):

@@ -4,7 +4,10 @@ float32 by oneDNN: torch 2.13 gives them to MKL, at half of oneDNN's speed on
 an AMD CPU with AVX-512, where a training step took 1.6 times as long. No public
 switch changes that without fewer bits.
 
-16-bit kernels column by column: see `store_columns`.
+16-bit kernels column by column: see `store_columns`. int8 products by
+`torch._int_mm`: Keras 3.15 has it on GPUs alone, and elsewhere makes int32
+copies of all weights, 20 times as slow for a token. It gives the same numbers,
+and has no public name (torch 2.6 to 2.14).
 """
 
 import keras
@@ -47,6 +50,41 @@ class Linear(torch.autograd.Function):
 def _product(a, b):
     a = a.detach().contiguous().to_mkldnn()
     return torch.nn.functional.linear(a, b.detach().t()).to_dense()
+
+
+def takes_int8(x):
+    return (
+        x.device.type == "cpu"
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    )
+
+
+class Int8Linear(torch.autograd.Function):
+    """`x kernel / scale` with `x` rounded to int8, as Keras' `Dense` has it.
+
+    The gradient is that of the dequantized kernel, as if nothing were rounded.
+
+    Args:
+        x: `(..., in)`.
+        kernel: `(in, out)` int8.
+        scale: `(out,)` or `(1, out)`.
+        quantizer: the layer's `inputs_quantizer`.
+    """
+
+    @staticmethod
+    def forward(ctx, x, kernel, scale, quantizer):
+        ctx.save_for_backward(kernel, scale)
+        rounded, x_scale = quantizer(x, axis=-1)
+        rows = rounded.reshape(-1, rounded.shape[-1])
+        y = torch._int_mm(rows, kernel).reshape(*x.shape[:-1], -1)
+        return y.to(x.dtype) / (scale * x_scale)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy):
+        kernel, scale = ctx.saved_tensors
+        return dy @ (kernel.to(dy.dtype) / scale).t(), None, None, None
 
 
 def store_columns(layers):

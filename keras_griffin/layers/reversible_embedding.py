@@ -54,6 +54,8 @@ class ReversibleEmbedding(TorchModule, keras.layers.ReversibleEmbedding):
         call = super().quantized_call
         if not reverse:
             return call(inputs)
+        if self._is_for_int8(inputs):
+            return self._int8_logits(inputs)
 
         # The gradient is computed outside of the scope of the forward pass, in
         # which weights may have other values than their own.
@@ -71,6 +73,28 @@ class ReversibleEmbedding(TorchModule, keras.layers.ReversibleEmbedding):
             return call(hidden, reverse=True), gradient
 
         return logits(inputs, *map(ops.convert_to_tensor, self.variables))
+
+    def _is_for_int8(self, hidden):
+        if keras.config.backend() != "torch" or not self.tie_weights:
+            return False
+        from keras_griffin.layers import linear_torch
+
+        return (
+            self.quantization_mode == "int8"
+            and self.inputs_quantizer is not None
+            and self.logit_soft_cap is None
+            and linear_torch.takes_int8(hidden)
+        )
+
+    def _int8_logits(self, hidden):
+        from keras_griffin.layers import linear_torch
+
+        return linear_torch.Int8Linear.apply(
+            ops.cast(hidden, self.compute_dtype),
+            ops.transpose(self.embeddings),
+            ops.transpose(self.embeddings_scale),
+            self.inputs_quantizer,
+        )
 
     def quantize(self, mode=None, type_check=True, config=None):
         # Keras checks for its own class, lest a subclass has other weights.
