@@ -14,6 +14,7 @@ from keras_griffin.generation import decoding
 from keras_griffin.generation import scoring
 from keras_griffin.generation.decoding import STOP_IDS
 from keras_griffin.generation.prompts import stream_text
+from keras_griffin.layers import windowed_attention
 from support.checks import assert_close
 from support.checks import to_numpy
 from support.models import PATTERNS
@@ -240,6 +241,25 @@ def test_a_states_file_does_not_grow(model, tmp_path):
         model.save_state(state, path)
         sizes.append(path.stat().st_size)
     assert sizes[0] == sizes[1]
+
+
+def test_nothing_is_read_before_a_first_prompt(model, monkeypatch):
+    """A fresh state has no keys to look at, and a later one has."""
+    keys = []
+    attend = windowed_attention._attend_blocks
+
+    def recorded(q, k, *args):
+        keys.append(k.shape[1] * k.shape[2])
+        return attend(q, k, *args)
+
+    monkeypatch.setattr(windowed_attention, "_attend_blocks", recorded)
+    model = tiny_model()
+    ids = tokens(1, 4)
+    _, state = model.prefill({"token_ids": ids})
+    first = max(keys)
+    keys.clear()
+    model.prefill({"token_ids": ids}, state)
+    assert first == 4 < max(keys)
 
 
 def test_states_of_bfloat16_and_of_global_attention(tmp_path):

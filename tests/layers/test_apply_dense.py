@@ -1,5 +1,6 @@
 """`apply_dense` is the dense layer itself, only faster."""
 
+import functools
 import re
 
 import keras
@@ -7,10 +8,12 @@ import numpy as np
 import pytest
 from keras import ops
 
+import keras_griffin
 from keras_griffin.layers.apply_dense import apply_dense
 from support.checks import assert_close
 from support.checks import to_numpy
 from support.checks import value_and_grad
+from support.models import tiny_model
 
 # PyTorch takes another way from 64 rows on.
 SHAPES = [(2, 40, 8), (100, 8), (2, 3, 8), (1, 1, 8)]
@@ -134,6 +137,69 @@ def test_axes_stay_apart_on_several_devices(monkeypatch):
     monkeypatch.setattr(keras.distribution, "distribution", lambda: object())
     apply_dense(dense, x)
     assert ranks == [2, 3]
+
+
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="PyTorch alone")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["dense", "embedding"])
+def test_int8_products_of_torch_are_those_of_keras(kind, dtype, monkeypatch):
+    """Values to the bit; and no kernel is widened to int32."""
+    import torch
+
+    from keras_griffin.layers import linear_torch
+
+    if kind == "dense":
+        layer = dense_layer(dtype=dtype)
+        call = functools.partial(apply_dense, layer)
+    else:
+        layer = keras_griffin.layers.ReversibleEmbedding(12, 8, dtype=dtype)
+        call = functools.partial(layer, reverse=True)
+    layer.quantize("int8")
+    x = np.random.default_rng(1).normal(size=(2, 3, 8))
+    x = ops.convert_to_tensor(x, dtype=dtype)
+    found = []
+    for is_ours in (True, False):
+        monkeypatch.setattr(
+            linear_torch, "takes_int8", lambda x, ours=is_ours: ours
+        )
+        own = x.clone().requires_grad_()
+        with torch.profiler.profile() as profile:
+            y = call(own)
+        names = {e.key for e in profile.key_averages()}
+        assert ("aten::_int_mm" in names) == is_ours
+        y.float().square().sum().backward()
+        found.append((y, own.grad))
+    (y, gradient), (expected, expected_gradient) = found
+    assert torch.equal(y, expected)
+    assert_close(gradient, to_numpy(expected_gradient), dtype, "gradients")
+
+
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="PyTorch alone")
+def test_16_bit_kernels_lie_column_by_column(tmp_path):
+    def kernels(backbone):
+        return [
+            v.value for v in backbone.weights if v.path.endswith("down/kernel")
+        ]
+
+    model = tiny_model(
+        dtype="bfloat16",
+        scale_embeddings=True,
+        final_logit_soft_cap=30.0,
+        num_gate_blocks=2,
+    )
+    assert not any(k.is_contiguous() for k in kernels(model.backbone))
+    assert all(k.t().is_contiguous() for k in kernels(model.backbone))
+    before = [to_numpy(k.float()) for k in kernels(model.backbone)]
+    model.save_to_preset(tmp_path / "preset")
+    model.export_to_transformers(tmp_path / "transformers")
+    for form in ("preset", "transformers"):
+        again = keras_griffin.GriffinBackbone.from_preset(
+            str(tmp_path / form), dtype="bfloat16"
+        )
+        for kernel, old in zip(kernels(again), before, strict=True):
+            assert kernel.t().is_contiguous()
+            np.testing.assert_array_equal(to_numpy(kernel.float()), old)
+    assert all(k.is_contiguous() for k in kernels(tiny_model().backbone))
 
 
 @pytest.mark.skipif(keras.config.backend() != "torch", reason="PyTorch alone")

@@ -1,0 +1,46 @@
+"""With what the functions of a model are compiled."""
+
+import keras
+import pytest
+
+from keras_griffin.generation import compiled_functions
+from support.models import tiny_model
+from support.models import tokens
+
+
+@pytest.mark.skipif(
+    keras.config.backend() == "torch", reason="eager: nothing is compiled"
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_16_bit_weights_on_a_cpu_are_not_widened_all_at_once(
+    dtype, monkeypatch
+):
+    """By options of XLA that JAX knows, or without XLA."""
+    options = []
+    if keras.config.backend() == "jax":
+        import jax as package
+
+        place, name, lean = (
+            "jit",
+            "compiler_options",
+            compiled_functions.LEAN_XLA,
+        )
+        # Names that a release has dropped would be left out silently.
+        assert compiled_functions.lean_xla() == lean
+    else:
+        import tensorflow as package
+
+        place, name, lean = "function", "jit_compile", False
+    compile = getattr(package, place)
+
+    def recorded(*args, **kwargs):
+        options.append(kwargs.get(name))
+        return compile(*args, **kwargs)
+
+    model = tiny_model(dtype=dtype)
+    monkeypatch.setattr(package, place, recorded)
+    model.generate({"token_ids": tokens(1, 3)}, max_new_tokens=2)
+    options = [x for x in options if x is not None]  # ours, not JAX' own
+    assert len(options) == 2
+    # Of the second, the loop; without it TensorFlow takes XLA there alone.
+    assert (options[1] == lean) == (dtype == "bfloat16")
