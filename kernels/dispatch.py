@@ -1,5 +1,7 @@
 """Which implementation of an operation runs."""
 
+import contextlib
+import contextvars
 import functools
 import logging
 import os
@@ -9,9 +11,12 @@ import keras
 IMPLEMENTATIONS = ("auto", "ops", "pallas_tpu", "pallas_gpu")
 # What "auto" means in this process, unless `set_implementation` says so.
 VARIABLE = "KERAS_GRIFFIN_IMPLEMENTATION"
+# Tokens of a row whose length is not known when it is traced.
+MAX_TIME = 2**24
 
 _logger = logging.getLogger("keras_griffin")
 _setting = None
+_converting = contextvars.ContextVar("converting", default=False)
 
 
 def set_implementation(implementation):
@@ -65,6 +70,34 @@ def resolve(implementation):
             "implementation='auto'."
         )
     return implementation
+
+
+@contextlib.contextmanager
+def converting():
+    """What is traced within is for a converter to another format.
+
+    It has neither loops nor sorts, which some converters do not take.
+    """
+    token = _converting.set(True)
+    try:
+        yield
+    finally:
+        _converting.reset(token)
+
+
+def is_converting():
+    """Whether operations are traced for a converter; see `converting`."""
+    return _converting.get()
+
+
+def doublings(time):
+    """1, 2, 4 and so on, below a length.
+
+    Args:
+        time: int, or what stands for a length that is not known.
+    """
+    limit = time if isinstance(time, int) else MAX_TIME
+    return [2**i for i in range(max(limit - 1, 0).bit_length())]
 
 
 @functools.lru_cache

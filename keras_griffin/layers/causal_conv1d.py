@@ -105,8 +105,9 @@ class CausalConv1D(TemporalLayer):
         y = x * kernel[-1] + ops.cast(self.bias, x.dtype)
         for s in range(1, self.kernel_size):
             start = self.kernel_size - 1 - s
-            in_document = ops.cast(layout.positions >= s, x.dtype)[..., None]
-            earlier = inputs[:, start : start + time] * in_document
+            in_document = ops.cast(layout.positions >= s, x.dtype)
+            earlier = inputs[:, start : start + time]
+            earlier = earlier * ops.expand_dims(in_document, -1)
             y = y + earlier * kernel[start]
         if state is None:
             return y, None

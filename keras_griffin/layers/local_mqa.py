@@ -156,7 +156,8 @@ class LocalMQA(TemporalLayer):
         heads = (batch, time, self.num_query_heads, self.head_dim)
         q = ops.reshape(apply_dense(self.query, x), heads)
         cos, sin = self._cos_and_sin(layout.positions, x.dtype)
-        q = self._rotate(q, cos[:, :, None], sin[:, :, None])
+        heads_cos, heads_sin = (ops.expand_dims(z, 2) for z in (cos, sin))
+        q = self._rotate(q, heads_cos, heads_sin)
         q = q * ops.cast(self.head_dim**-0.5, q.dtype)
         k = self._rotate(apply_dense(self.key, x), cos, sin)
         v = apply_dense(self.value, x)
@@ -184,7 +185,8 @@ class LocalMQA(TemporalLayer):
         half = self._rotated_dim // 2
         exponent = ops.arange(half, dtype="float32") / max(half, 1)
         frequency = self.rope_max_wavelength**-exponent
-        angle = ops.cast(positions, "float32")[..., None] * frequency
+        positions = ops.expand_dims(ops.cast(positions, "float32"), -1)
+        angle = positions * frequency
         return ops.cast(ops.cos(angle), dtype), ops.cast(ops.sin(angle), dtype)
 
     def _rotate(self, x, cos, sin):

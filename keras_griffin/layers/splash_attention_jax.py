@@ -29,7 +29,9 @@ def takes(q):
     """
     if resolve("auto") in ("ops", "pallas_gpu"):
         return False
-    if q.shape[1] < BLOCK or q.shape[-1] % LANES:
+    # Exported for every length, a row has none that is known.
+    time = q.shape[1]
+    if not isinstance(time, int) or time < BLOCK or q.shape[-1] % LANES:
         return False
     distribution = keras.distribution.distribution()
     if distribution is None:

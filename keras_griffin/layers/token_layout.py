@@ -3,13 +3,12 @@
 import keras
 from keras import ops
 
+from keras_griffin.kernels import dispatch
+
 # The part of every temporal layer's state that counts tokens. "segment_id" is
 # the number of the last token's document, under the name that files have for
 # it; 0 before the first numbered one.
 ROW_KEYS = ("position", "segment_id", "length")
-
-# Tokens of a row whose length is not known when it is traced.
-MAX_TIME = 2**24
 
 
 def init_rows(batch_size):
@@ -89,10 +88,25 @@ class TokenLayout:
             ops.cumsum(real, axis=1) - 1,
             num_real + ops.cumsum(1 - real, axis=1) - 1,
         )
-        self._order = ops.argsort(
+        self._order = self._find_order(columns)
+        self.mask = columns < num_real
+
+    def _find_order(self, columns):
+        if dispatch.is_converting():
+            batch = ops.shape(self.place)[0]
+            rows = ops.arange(batch, dtype="int32")[:, None]
+            index = ops.stack(
+                [ops.broadcast_to(rows, ops.shape(self.place)), self.place], -1
+            )
+            columns = ops.broadcast_to(columns, ops.shape(self.place))
+            return ops.scatter(
+                ops.reshape(index, (-1, 2)),
+                ops.reshape(columns, (-1,)),
+                ops.shape(self.place),
+            )
+        return ops.argsort(
             ops.where(self.mask, columns, columns + self._time), axis=1
         )
-        self.mask = columns < num_real
 
     def _find_positions(self, batch):
         columns = ops.arange(self._time, dtype="int32")[None, :]
@@ -107,7 +121,7 @@ class TokenLayout:
                 before = ops.where(ops.equal(before, 0), 1, before)
             before = ops.concatenate([before, documents[:, :-1]], axis=1)
             start = ops.where(ops.equal(documents, before), start, columns)
-            start = _cumulative_max(start, self._time)
+            start = _cumulative_max(start)
         return columns - start
 
     def compact(self, x):
@@ -174,17 +188,22 @@ class TokenLayout:
 def permute(x, index):
     """Reorders axis 1 of `x` `(batch, time, ...)` by `index` (batch, time)."""
     for _ in range(len(x.shape) - 2):
-        index = index[..., None]
+        index = ops.expand_dims(index, -1)
     return ops.take_along_axis(x, index, axis=1)
 
 
-def _cumulative_max(x, time):
+def _cumulative_max(x):
     """The largest of each row of `x` `(batch, time)` up to each column."""
-    step = 1
-    while step < (time if isinstance(time, int) else MAX_TIME):
-        larger = ops.maximum(x[:, step:], x[:, :-step])
-        x = ops.concatenate([x[:, :step], larger], axis=1)
-        step *= 2
+    time = x.shape[1]
+    columns = ops.arange(ops.shape(x)[1], dtype="int32")
+    for step in dispatch.doublings(time):
+        if isinstance(time, int):
+            larger = ops.maximum(x[:, step:], x[:, :-step])
+            x = ops.concatenate([x[:, :step], larger], axis=1)
+        else:
+            # A slice would have to know which is longer.
+            earlier = ops.maximum(columns - step, 0)
+            x = ops.maximum(x, ops.take(x, earlier, axis=1))
     return x
 
 

@@ -56,7 +56,7 @@ def windowed_attention(
     # `reach` blocks before it.
     block = max(window // 4, min(window, MIN_QUERY_BLOCK), 1)
     reach = -(-window // block)
-    num_blocks = -(-time // block)
+    num_blocks = (time + block - 1) // block
     after = num_blocks * block - time
 
     def blocks(x, start):
@@ -100,8 +100,10 @@ def _attend_blocks(q, k, v, positions, before, window):
         - ops.arange(ops.shape(k)[2], dtype="int32")[None, :]
     )
     reach = positions if window is None else ops.minimum(positions, window)
-    seen = ops.logical_and(distance >= 0, distance <= reach[..., None])
-    weights = masked_softmax(logits, seen[..., None, :])
+    seen = ops.logical_and(
+        distance >= 0, distance <= ops.expand_dims(reach, -1)
+    )
+    weights = masked_softmax(logits, ops.expand_dims(seen, -2))
     return ops.einsum("bnqhk,bnkd->bnqhd", ops.cast(weights, v.dtype), v)
 
 

@@ -5,15 +5,24 @@ import importlib
 import keras
 from keras import ops
 
+from keras_griffin.kernels import dispatch
 from keras_griffin.kernels.custom_gradient import custom_gradient
 from keras_griffin.kernels.linear_scan.complex_arithmetic import add
 from keras_griffin.kernels.linear_scan.complex_arithmetic import conjugate
 from keras_griffin.kernels.linear_scan.complex_arithmetic import multiply
+from keras_griffin.kernels.linear_scan.loop_unrolled import (
+    loop as unrolled_loop,
+)
 
-# The backend's loop: see `make_scan`, but `x` and `a` are float32.
-loop = importlib.import_module(
+_backend_loop = importlib.import_module(
     f"keras_griffin.kernels.linear_scan.loop_{keras.config.backend()}"
 ).loop
+
+
+def loop(x, a, carry, reverse, shifted):
+    """The backend's loop: see `make_scan`, but `x` and `a` are float32."""
+    run = unrolled_loop if dispatch.is_converting() else _backend_loop
+    return run(x, a, carry, reverse, shifted)
 
 
 def make_scan(loop):

@@ -9,6 +9,7 @@ import functools
 
 from keras import ops
 
+from keras_griffin.kernels import dispatch
 from keras_griffin.kernels.custom_gradient import custom_gradient
 from keras_griffin.kernels.linear_scan.complex_arithmetic import conjugate
 from keras_griffin.kernels.linear_scan.complex_arithmetic import multiply
@@ -137,7 +138,7 @@ def without_pads(inputs):
     """Zeros for `x` where padded, so that a NaN there reaches nothing."""
     if inputs.padding_mask is None:
         return inputs
-    real = inputs.padding_mask[..., None]
+    real = ops.expand_dims(inputs.padding_mask, -1)
     return inputs._replace(
         x=ops.where(real, inputs.x, ops.zeros_like(inputs.x))
     )
@@ -155,7 +156,7 @@ def coefficients(inputs):
     i = _gate(inputs, inputs.input_gate_kernel, inputs.input_gate_bias)
     modulus = ops.exp(log_a)
     # expm1: a difference 1 - |a|^2 loses its digits where |a| is near 1.
-    square = -ops.expm1(2.0 * log_a)
+    square = -_expm1(2.0 * log_a)
     m = ops.sqrt(square)
     if reset is not None:
         modulus = ops.where(reset, 0.0, modulus)
@@ -167,14 +168,24 @@ def coefficients(inputs):
     return Coefficients(_numbers(x, inputs), r, i, modulus, a, square, m)
 
 
+def _expm1(x):
+    if not dispatch.is_converting():
+        return ops.expm1(x)
+    # LiteRT has no expm1.
+    half = ops.tanh(0.5 * x)
+    return 2.0 * half / (1.0 - half)
+
+
 def recurrence_gate(inputs):
     """`r`, `log |a|` where there is no reset, and the resets among tokens."""
     r = _gate(
         inputs, inputs.recurrence_gate_kernel, inputs.recurrence_gate_bias
     )
-    reset = None if inputs.reset is None else inputs.reset[..., None]
+    reset = inputs.reset
+    if reset is not None:
+        reset = ops.expand_dims(reset, -1)
     if inputs.padding_mask is not None:
-        real = inputs.padding_mask[..., None]
+        real = ops.expand_dims(inputs.padding_mask, -1)
         r = ops.where(real, r, 0.0)
         if reset is not None:
             reset = ops.logical_and(reset, real)
