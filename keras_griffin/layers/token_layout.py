@@ -92,21 +92,11 @@ class TokenLayout:
         self.mask = columns < num_real
 
     def _find_order(self, columns):
+        key = ops.where(self.mask, columns, columns + self._time)
         if dispatch.is_converting():
-            batch = ops.shape(self.place)[0]
-            rows = ops.arange(batch, dtype="int32")[:, None]
-            index = ops.stack(
-                [ops.broadcast_to(rows, ops.shape(self.place)), self.place], -1
-            )
-            columns = ops.broadcast_to(columns, ops.shape(self.place))
-            return ops.scatter(
-                ops.reshape(index, (-1, 2)),
-                ops.reshape(columns, (-1,)),
-                ops.shape(self.place),
-            )
-        return ops.argsort(
-            ops.where(self.mask, columns, columns + self._time), axis=1
-        )
+            # Converters take this sort alone.
+            return ops.top_k(-key, self._time)[1]
+        return ops.argsort(key, axis=1)
 
     def _find_positions(self, batch):
         columns = ops.arange(self._time, dtype="int32")[None, :]
@@ -119,7 +109,7 @@ class TokenLayout:
             if state is not None:
                 before = state["segment_id"][:, None]
                 before = ops.where(ops.equal(before, 0), 1, before)
-            before = ops.concatenate([before, documents[:, :-1]], axis=1)
+            before = ops.concatenate([before, documents], axis=1)[:, :-1]
             start = ops.where(ops.equal(documents, before), start, columns)
             start = _cumulative_max(start)
         return columns - start
@@ -189,6 +179,10 @@ def permute(x, index):
     """Reorders axis 1 of `x` `(batch, time, ...)` by `index` (batch, time)."""
     for _ in range(len(x.shape) - 2):
         index = ops.expand_dims(index, -1)
+    if dispatch.is_converting() and keras.config.backend() == "torch":
+        # Keras' `take_along_axis` binds a program to its example's sizes.
+        shape = (*index.shape[:2], *x.shape[2:])
+        return x.gather(1, ops.cast(index, "int64").expand(shape))
     return ops.take_along_axis(x, index, axis=1)
 
 

@@ -39,9 +39,11 @@ def windowed_attention(
         before = ops.shape(keys_before)[1]
         k = ops.concatenate([keys_before, k], axis=1)
         v = ops.concatenate([values_before, v], axis=1)
-    one_block = window is None or (
-        isinstance(time, int) and time + before <= window + MIN_QUERY_BLOCK
-    )
+    if isinstance(time, int):
+        one_block = window is None or time + before <= window + MIN_QUERY_BLOCK
+    else:
+        # `torch.export` would bind blocks of an unknown time to its example's.
+        one_block = window is None or keras.config.backend() == "torch"
     if one_block:
         return _attend_blocks(
             q[:, None],
