@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_griffin.kernels import dispatch
+from keras_griffin.kernels.linear_scan.loop_unrolled import take_columns
 
 # The part of every temporal layer's state that counts tokens. "segment_id" is
 # the number of the last token's document, under the name that files have for
@@ -197,7 +198,7 @@ def _cumulative_max(x):
         else:
             # A slice would have to know which is longer.
             earlier = ops.maximum(columns - step, 0)
-            x = ops.maximum(x, ops.take(x, earlier, axis=1))
+            x = ops.maximum(x, take_columns(x, earlier))
     return x
 
 

@@ -6,6 +6,7 @@ After the rounds with `s < time` every `x[t]` has all before it (Hillis and
 Steele, "Data parallel algorithms", 1986).
 """
 
+import keras
 from keras import ops
 
 from keras_griffin.kernels.dispatch import doublings
@@ -40,12 +41,20 @@ def loop(x, a, carry, reverse, shifted):
     return _flipped(x) if reverse else x, carry
 
 
+def take_columns(x, index):
+    """Columns of `x` `(batch, time, ...)`, by an index of rank 1."""
+    if keras.config.backend() == "torch":
+        # Keras' `take` squeezes the axis, which ONNX takes at its word.
+        return x.index_select(1, ops.cast(index, "int64"))
+    return ops.take(x, index, axis=1)
+
+
 def _earlier(z, column, step, before):
     """`z[t - step]`, and `before` where that is none."""
     index = ops.maximum(column - step, 0)
     known = (column >= step)[:, None]
     return tuple(
-        ops.where(known, ops.take(part, index, axis=1), value)
+        ops.where(known, take_columns(part, index), value)
         for part, value in zip(z, before, strict=True)
     )
 
