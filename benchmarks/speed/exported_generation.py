@@ -3,8 +3,8 @@
     python benchmarks/speed/exported_generation.py FOLDER --ids 5 6 7 --new 12
 
 FOLDER holds `prefill` and `decode_step` as SavedModels (needs tensorflow
-alone), as `.onnx` (onnxruntime alone) or as `.pt2` (torch alone). Prints the
-ids of the likeliest text.
+alone), as `.onnx` (onnxruntime alone), as `.tflite` (ai-edge-litert alone) or
+as `.pt2` (torch alone). Prints the ids of the likeliest text.
 """
 
 import argparse
@@ -21,6 +21,8 @@ def load(folder, name):
     """
     if (folder / f"{name}.onnx").exists():
         return load_onnx(folder / f"{name}.onnx")
+    if (folder / f"{name}.tflite").exists():
+        return load_litert(folder / f"{name}.tflite")
     if (folder / f"{name}.pt2").exists():
         return load_torch(folder / f"{name}.pt2")
     return load_saved_model(folder / name)
@@ -64,6 +66,18 @@ def load_onnx(path):
         return dict(zip(output_names(inputs), outputs, strict=True))
 
     return run, inputs
+
+
+def load_litert(path):
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=str(path))
+    runner = interpreter.get_signature_runner("serving_default")
+    inputs = {
+        name: (tuple(x["shape"]), x["dtype"])
+        for name, x in runner.get_input_details().items()
+    }
+    return lambda arrays: runner(**arrays), inputs
 
 
 def load_torch(path):

@@ -3,13 +3,14 @@ from keras import ops
 
 from keras_griffin.files.whole import whole_folder
 from keras_griffin.generation import decoding
-
-# Format of `export_steps`: what file names end in, and the backends that Keras
-# writes it on.
-EXPORT_ENDINGS = {
-    "tf_saved_model": ("", ("jax", "tensorflow")),
-    "onnx": (".onnx", ("torch",)),
-    "torch": (".pt2", ("torch",)),
+from keras_griffin.generation.exported_model import FORMATS
+from keras_griffin.generation.exported_model import REASONS
+from keras_griffin.generation.exported_model import check_format
+from keras_griffin.generation.exported_model import write
+STEP_FORMATS = {**FORMATS, "onnx": (".onnx", ("torch",))}
+STEP_REASONS = {
+    **REASONS,
+    ("onnx", "tensorflow"): "tf2onnx 1.17.0 loses inputs of a step",
 }
 
 
@@ -114,19 +115,19 @@ def export_steps(
     Args:
         model: a `GriffinCausalLM`.
         folder: str or path. Gets `prefill` and `decode_step`, with the
-            ending `.onnx` or `.pt2` in these formats, when both are written;
-            other files in it stay.
-        format: `"tf_saved_model"` (on JAX and TensorFlow), `"onnx"` or
-            `"torch"` (on PyTorch); see `keras.Model.export`. Defaults to
-            `"tf_saved_model"`.
+            ending `.onnx`, `.tflite` or `.pt2` in these formats, when both
+            are written; other files in it stay.
+        format: `"tf_saved_model"` (on JAX and TensorFlow), `"litert"` (on
+            TensorFlow), `"onnx"` or `"torch"` (on PyTorch); see `export`.
+            Defaults to `"tf_saved_model"`.
         batch_size: int. Rows of every call. Defaults to `1`.
         prompt_length: int. Columns of the prefill. Defaults to `64`.
         max_length: int. Tokens that a row may have, where there is global
             attention. Defaults to `None`.
 
     Raises:
-        ValueError: for a format that Keras cannot write on this backend,
-            or not in the model's dtype.
+        ValueError: for a format that cannot be written on this backend, or
+            not in the model's dtype.
 
     Example:
     ```python
@@ -134,23 +135,8 @@ def export_steps(
     model.export_steps("exported", format="torch", prompt_length=16)
     ```
     """
-    backend = keras.config.backend()
-    ending, backends = EXPORT_ENDINGS.get(format, ("", ()))
-    if backend not in backends:
-        known = ", ".join(
-            f"{name!r} on {' or '.join(backends)}"
-            for name, (_, backends) in EXPORT_ENDINGS.items()
-        )
-        raise ValueError(
-            f"`format` must be {known}. Received: format={format!r} on "
-            f"{backend}. Set KERAS_BACKEND to the other backend: weights "
-            "saved by one are loaded by all."
-        )
-    if format == "onnx" and model.backbone.compute_dtype != "float32":
-        raise ValueError(
-            "Keras writes ONNX in float32 alone. Received: a model in "
-            f"{model.backbone.compute_dtype}. Load it with dtype='float32'."
-        )
+    check_format(format, model, STEP_FORMATS, STEP_REASONS)
+    ending, _ = STEP_FORMATS[format]
     steps = {"prefill": prompt_length, "decode_step": 1}
     files = [f"{name}{ending}" for name in steps]
     with whole_folder(folder, replace=True) as place:
@@ -170,9 +156,4 @@ def _export(step, path, format):
             for key, spec in signature.items()
         }
     )
-    step.export(
-        str(path),
-        format=format,
-        verbose=False,
-        input_signature=[signature],
-    )
+    write(step, path, format, signature)

@@ -190,15 +190,20 @@ def permute(x, index):
 def _cumulative_max(x):
     """The largest of each row of `x` `(batch, time)` up to each column."""
     time = x.shape[1]
-    columns = ops.arange(ops.shape(x)[1], dtype="int32")
-    for step in dispatch.doublings(time):
-        if isinstance(time, int):
+    if isinstance(time, int):
+        for step in dispatch.doublings(time):
             larger = ops.maximum(x[:, step:], x[:, :-step])
             x = ops.concatenate([x[:, :step], larger], axis=1)
-        else:
-            # A slice would have to know which is longer.
-            earlier = ops.maximum(columns - step, 0)
-            x = ops.maximum(x, take_columns(x, earlier))
+        return x
+    # A slice would have to know which is longer.
+    if keras.config.backend() == "jax":
+        import jax
+
+        return jax.lax.cummax(x, axis=1)
+    columns = ops.arange(ops.shape(x)[1], dtype="int32")
+    for step in dispatch.doublings(time):
+        earlier = take_columns(x, ops.maximum(columns - step, 0))
+        x = ops.maximum(x, earlier)
     return x
 
 

@@ -14,6 +14,7 @@ from keras_griffin.distribution.griffin_parallel import GriffinParallel
 from keras_griffin.distribution.layout_map import check_layout_map
 from keras_griffin.generation import chat_template
 from keras_griffin.generation import decoding
+from keras_griffin.generation import exported_model
 from keras_griffin.generation import exported_steps
 from keras_griffin.generation import prompts
 from keras_griffin.generation import sampling
@@ -451,6 +452,7 @@ class GriffinCausalLM(TorchModule, keras_compat.KeepsState, CausalLM):
     score = scoring.score
     save_state = state_files.save_state
     load_state = state_files.load_state
+    export = exported_model.export
     export_steps = exported_steps.export_steps
 
     def init_state(self, batch_size, max_length=None):
