@@ -120,10 +120,8 @@ def write(model, path, format, signature, **kwargs):
     context = contextlib.nullcontext()
     if format != "tf_saved_model":  # which holds loops as they are
         context = dispatch.converting()
-    elif backend == "jax" and any(
-        None in spec.shape for spec in signature.values()
-    ):
-        kwargs = _with_symbols(signature, kwargs)
+    elif backend == "jax":
+        kwargs = _for_jax(signature, kwargs)
     with context:
         # Keras' own, whatever the class makes of it.
         keras.Model.export(
@@ -159,22 +157,22 @@ def _signature(given):
     }
 
 
-def _with_symbols(signature, kwargs):
-    """With one symbol for the batch, and one for the time, of all inputs.
-
-    Keras would have one of its own for each input's time.
-    """
+def _for_jax(signature, kwargs):
+    """With one symbol for the time of all inputs, where Keras has several."""
+    axes = tuple(EXAMPLE_SIZES)
     symbols = {
         name: "({})".format(
             ", ".join(
-                axis if size is None else str(size)
-                for axis, size in zip(EXAMPLE_SIZES, spec.shape, strict=True)
+                axes[i] if size is None else str(size)
+                for i, size in enumerate(spec.shape)
             )
         )
         for name, spec in signature.items()
     }
     options = {
         "polymorphic_shapes": [symbols],
+        # A SavedModel can hold none with respect to int8 weights.
+        "with_gradient": False,
         **(kwargs.get("jax2tf_kwargs") or {}),
     }
     return {**kwargs, "jax2tf_kwargs": options}

@@ -17,7 +17,7 @@ SCRIPT = (
 )
 FORMATS = {
     "jax": ["tf_saved_model"],
-    "tensorflow": ["tf_saved_model"],
+    "tensorflow": ["tf_saved_model", "litert"],
     "torch": ["onnx", "torch"],
 }
 # Keras and this package are not there for who runs the files.
@@ -63,7 +63,7 @@ def test_files_generate_what_the_model_does(tmp_path, format):
 
 def test_formats_of_other_backends(tmp_path):
     unknown = {name for names in FORMATS.values() for name in names}
-    unknown = {"litert", *unknown} - {*FORMATS[keras.config.backend()]}
+    unknown = {"openvino", *unknown} - {*FORMATS[keras.config.backend()]}
     for format in sorted(unknown):
         with pytest.raises(ValueError, match="Set KERAS_BACKEND"):
             small_model().export_steps(tmp_path, format=format)

@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 
+from keras_griffin.kernels import dispatch
 from keras_griffin.kernels.linear_scan.reference import linear_scan_gradients
 from keras_griffin.kernels.linear_scan.reference import linear_scan_reference
 from support.cases import SCAN_CASES
@@ -70,3 +71,21 @@ def test_errors_do_not_grow_with_time():
         "very long", batch=1, time=131072, width=2, decay="near_one"
     )
     assert_scan_case(case, compiled=COMPILES_FAST)
+
+
+@pytest.mark.skipif(
+    keras.config.backend() == "jax", reason="JAX exports loops as they are"
+)
+@pytest.mark.parametrize(
+    "case",
+    [
+        ScanCase("for a converter", time=11),
+        ScanCase("for a converter backwards", time=8, reverse=True),
+        ScanCase("for a converter complex", is_complex=True, decay="resets"),
+    ],
+    ids=str,
+)
+def test_without_a_loop(case):
+    # Its gradient has the other two scans, the shifted and the reversed one.
+    with dispatch.converting():
+        assert_scan_case(case)
