@@ -7,6 +7,7 @@ from keras_griffin.generation.exported_model import FORMATS
 from keras_griffin.generation.exported_model import REASONS
 from keras_griffin.generation.exported_model import check_format
 from keras_griffin.generation.exported_model import write
+
 STEP_FORMATS = {**FORMATS, "onnx": (".onnx", ("torch",))}
 STEP_REASONS = {
     **REASONS,

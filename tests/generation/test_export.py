@@ -173,5 +173,3 @@ def test_input_signature_names_the_inputs(tmp_path):
                 format=FORMATS[BACKEND][0],
                 input_signature=signature,
             )
-
-
