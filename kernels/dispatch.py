@@ -16,7 +16,8 @@ MAX_TIME = 2**24
 
 _logger = logging.getLogger("keras_griffin")
 _setting = None
-_converting = contextvars.ContextVar("converting", default=False)
+# Whether operations are traced for a converter; see `converting`.
+is_converting = contextvars.ContextVar("is_converting", default=False)
 
 
 def set_implementation(implementation):
@@ -78,16 +79,11 @@ def converting():
 
     It has neither loops nor sorts, which some converters do not take.
     """
-    token = _converting.set(True)
+    token = is_converting.set(True)
     try:
         yield
     finally:
-        _converting.reset(token)
-
-
-def is_converting():
-    """Whether operations are traced for a converter; see `converting`."""
-    return _converting.get()
+        is_converting.reset(token)
 
 
 def doublings(time):

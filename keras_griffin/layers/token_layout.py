@@ -89,15 +89,13 @@ class TokenLayout:
             ops.cumsum(real, axis=1) - 1,
             num_real + ops.cumsum(1 - real, axis=1) - 1,
         )
-        self._order = self._find_order(columns)
-        self.mask = columns < num_real
-
-    def _find_order(self, columns):
         key = ops.where(self.mask, columns, columns + self._time)
-        if dispatch.is_converting():
+        if dispatch.is_converting.get():
             # Converters take this sort alone.
-            return ops.top_k(-key, self._time)[1]
-        return ops.argsort(key, axis=1)
+            _, self._order = ops.top_k(-key, self._time)
+        else:
+            self._order = ops.argsort(key, axis=1)
+        self.mask = columns < num_real
 
     def _find_positions(self, batch):
         columns = ops.arange(self._time, dtype="int32")[None, :]
@@ -180,7 +178,7 @@ def permute(x, index):
     """Reorders axis 1 of `x` `(batch, time, ...)` by `index` (batch, time)."""
     for _ in range(len(x.shape) - 2):
         index = ops.expand_dims(index, -1)
-    if dispatch.is_converting() and keras.config.backend() == "torch":
+    if dispatch.is_converting.get() and keras.config.backend() == "torch":
         # Keras' `take_along_axis` binds a program to its example's sizes.
         shape = (*index.shape[:2], *x.shape[2:])
         return x.gather(1, ops.cast(index, "int64").expand(shape))
@@ -191,9 +189,11 @@ def _cumulative_max(x):
     """The largest of each row of `x` `(batch, time)` up to each column."""
     time = x.shape[1]
     if isinstance(time, int):
-        for step in dispatch.doublings(time):
+        step = 1
+        while step < time:
             larger = ops.maximum(x[:, step:], x[:, :-step])
             x = ops.concatenate([x[:, :step], larger], axis=1)
+            step *= 2
         return x
     # A slice would have to know which is longer.
     if keras.config.backend() == "jax":

@@ -14,15 +14,10 @@ from keras_griffin.kernels.linear_scan.loop_unrolled import (
     loop as unrolled_loop,
 )
 
-_backend_loop = importlib.import_module(
+# The backend's loop: see `make_scan`, but `x` and `a` are float32.
+loop = importlib.import_module(
     f"keras_griffin.kernels.linear_scan.loop_{keras.config.backend()}"
 ).loop
-
-
-def loop(x, a, carry, reverse, shifted):
-    """The backend's loop: see `make_scan`, but `x` and `a` are float32."""
-    run = unrolled_loop if dispatch.is_converting() else _backend_loop
-    return run(x, a, carry, reverse, shifted)
 
 
 def make_scan(loop):
@@ -71,7 +66,8 @@ def run_loop(loop, x, a, carry, reverse=False, shifted=False):
     if time == 0:
         return x, carry
     if time != 1:
-        return loop(x, a, carry, reverse, shifted)
+        run = unrolled_loop if dispatch.is_converting.get() else loop
+        return run(x, a, carry, reverse, shifted)
     dtype = x[0].dtype
     x, a = (_cast([part[:, 0] for part in z], "float32") for z in (x, a))
     if shifted:
@@ -144,7 +140,8 @@ def _cut(tensors, size):
 
 def loop_in_float32(x, a, carry, reverse, shifted):
     """The backend's loop, which takes float32, on every dtype."""
-    y, carry = loop(
+    run = unrolled_loop if dispatch.is_converting.get() else loop
+    y, carry = run(
         _cast(x, "float32"), _cast(a, "float32"), carry, reverse, shifted
     )
     return _cast(y, x[0].dtype), carry

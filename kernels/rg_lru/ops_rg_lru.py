@@ -156,7 +156,11 @@ def coefficients(inputs):
     i = _gate(inputs, inputs.input_gate_kernel, inputs.input_gate_bias)
     modulus = ops.exp(log_a)
     # expm1: a difference 1 - |a|^2 loses its digits where |a| is near 1.
-    square = -_expm1(2.0 * log_a)
+    if dispatch.is_converting.get():  # LiteRT has only the tangent.
+        half = ops.tanh(log_a)
+        square = -2.0 * half / (1.0 - half)
+    else:
+        square = -ops.expm1(2.0 * log_a)
     m = ops.sqrt(square)
     if reset is not None:
         modulus = ops.where(reset, 0.0, modulus)
@@ -166,14 +170,6 @@ def coefficients(inputs):
         phase = ops.cast(inputs.phase_param, "float32") * r
         a = (modulus * ops.cos(phase), modulus * ops.sin(phase))
     return Coefficients(_numbers(x, inputs), r, i, modulus, a, square, m)
-
-
-def _expm1(x):
-    if not dispatch.is_converting():
-        return ops.expm1(x)
-    # LiteRT has no expm1.
-    half = ops.tanh(0.5 * x)
-    return 2.0 * half / (1.0 - half)
 
 
 def recurrence_gate(inputs):
