@@ -6,6 +6,7 @@ import pathlib
 import keras
 from keras import ops
 
+from keras_griffin import keras_compat
 from keras_griffin.files.whole import whole_folder
 from keras_griffin.kernels import dispatch
 from keras_griffin.layers.input_checks import INPUTS
@@ -119,7 +120,7 @@ def write(model, path, format, signature, **kwargs):
         return _write_by_torch(model, path, format, signature, kwargs)
     context = contextlib.nullcontext()
     if format != "tf_saved_model":  # which holds loops as they are
-        context = dispatch.converting()
+        context = _converting(model)
     elif backend == "jax":
         kwargs = _for_jax(signature, kwargs)
     with context:
@@ -155,6 +156,30 @@ def _signature(given):
         )
         for name, spec in given.items()
     }
+
+
+@contextlib.contextmanager
+def _converting(model):
+    """As `dispatch.converting`; int8 products are taken of floats.
+
+    Converters know no product of integers. One of floats that hold integers is
+    the same up to float32's rounding of sums above 2**24.
+    """
+    layers = [
+        layer
+        for layer in keras_compat.all_layers(model)
+        if getattr(layer, "inputs_quantizer", None) is not None
+    ]
+    quantizers = [layer.inputs_quantizer for layer in layers]
+    for layer, quantizer in zip(layers, quantizers, strict=True):
+        config = {**quantizer.get_config(), "output_dtype": "float32"}
+        layer.inputs_quantizer = quantizer.from_config(config)
+    try:
+        with dispatch.converting():
+            yield
+    finally:
+        for layer, quantizer in zip(layers, quantizers, strict=True):
+            layer.inputs_quantizer = quantizer
 
 
 def _for_jax(signature, kwargs):
@@ -205,7 +230,7 @@ def _write_by_torch(model, path, format, signature, kwargs):
         shape = (*shape, *spec.shape[len(shape) :])
         example[name] = ops.ones(shape, spec.dtype)
     options = {"strict": False, **(kwargs if format == "torch" else {})}
-    with torch.no_grad(), dispatch.converting():
+    with torch.no_grad(), _converting(model):
         program = torch.export.export(
             Module(), (example,), dynamic_shapes=[shapes], **options
         )

@@ -1,6 +1,7 @@
 import keras
 from keras import ops
 
+from keras_griffin.kernels import dispatch
 from keras_griffin.layers.torch_module import TorchModule
 
 
@@ -53,6 +54,11 @@ class ReversibleEmbedding(TorchModule, keras.layers.ReversibleEmbedding):
     def quantized_call(self, inputs, reverse=False):
         call = super().quantized_call
         if not reverse:
+            is_plain = (
+                self.quantization_mode == "int8" and not self.lora_enabled
+            )
+            if dispatch.is_converting.get() and is_plain:
+                return self._int8_rows(inputs)
             return call(inputs)
         if self._is_for_int8(inputs):
             return self._int8_logits(inputs)
@@ -95,6 +101,13 @@ class ReversibleEmbedding(TorchModule, keras.layers.ReversibleEmbedding):
             ops.transpose(self.embeddings_scale),
             self.inputs_quantizer,
         )
+
+    def _int8_rows(self, token_ids):
+        # As Keras; but the scales are a matrix, as PyTorch's ONNX wants them.
+        scales = ops.expand_dims(self.embeddings_scale, -1)
+        rows = ops.take(self.embeddings, token_ids, axis=0)
+        rows = ops.cast(rows, self.compute_dtype)
+        return rows / ops.take(scales, token_ids, axis=0)
 
     def quantize(self, mode=None, type_check=True, config=None):
         # Keras checks for its own class, lest a subclass has other weights.
