@@ -14,6 +14,7 @@ from keras_griffin.checkpoints.preset_loading import find_preset
 from keras_griffin.checkpoints.preset_loading import loading
 from keras_griffin.checkpoints.weight_map import build_for_weights
 from keras_griffin.distribution.layout_map import layout_map
+from keras_griffin.generation import exported_model
 from keras_griffin.layers.compact_rows import CompactRows
 from keras_griffin.layers.compact_rows import RestoreRows
 from keras_griffin.layers.input_checks import check_inputs
@@ -234,6 +235,7 @@ class GriffinBackbone(TorchModule, Backbone):
     save = keras_files.save
     save_weights = keras_files.save_weights
     load_weights = keras_files.load_weights
+    export = exported_model.export
     export_to_transformers = exporting.export_to_transformers
     export_to_deepmind = exporting.export_to_deepmind
 

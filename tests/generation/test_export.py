@@ -6,8 +6,11 @@ import pytest
 
 from keras_griffin.kernels import dispatch
 from support.checks import assert_close
+from support.checks import to_numpy
+from support.models import tiny_backbone
 from support.models import tiny_model
 from support.models import tokens
+from support.tolerances import TOLERANCES
 
 BACKEND = keras.config.backend()
 FORMATS = {
@@ -115,7 +118,7 @@ def padded_documents(batch, time):
 def check_same(run, model, batch, time):
     inputs = padded_documents(batch, time)
     real = inputs["padding_mask"] > 0
-    expected = keras.ops.convert_to_numpy(model(inputs))
+    expected = to_numpy(model(inputs))
     assert_close(run(**inputs)[real], expected[real])
 
 
@@ -132,16 +135,40 @@ def test_any_size(tmp_path, format):
     assert others == []
 
 
+def fixed(batch, time):
+    spec = keras.InputSpec(shape=(batch, time), dtype="int32")
+    return [{"token_ids": spec, "padding_mask": spec}]
+
+
 @pytest.mark.slow
-def test_fixed_size(tmp_path, capsys):
+def test_backbone_of_fixed_size(tmp_path, capsys):
     format = FORMATS[BACKEND][-1]
-    model = small_model()
+    backbone = tiny_backbone(num_layers=1, block_types=("recurrent",))
     path = tmp_path / f"model{ENDINGS[format]}"
-    spec = keras.InputSpec(shape=(2, 9), dtype="int32")
-    signature = {"token_ids": spec, "padding_mask": spec}
-    model.export(path, format=format, input_signature=[signature])
+    backbone.export(path, format=format, input_signature=fixed(2, 9))
     assert str(path) in capsys.readouterr().out
-    check_same(load(path, format), model, 2, 9)
+    check_same(load(path, format), backbone, 2, 9)
+
+
+@pytest.mark.slow
+def test_int8(tmp_path):
+    format = {"tensorflow": "litert", "torch": "onnx"}.get(
+        BACKEND, "tf_saved_model"
+    )
+    model = small_model()
+    model.quantize("int8")
+    path = tmp_path / f"model{ENDINGS[format]}"
+    inputs = padded_documents(2, 9)
+    expected = to_numpy(model(inputs))
+    signature = fixed(2, 9)
+    model.export(path, format=format, input_signature=signature, verbose=False)
+    np.testing.assert_array_equal(to_numpy(model(inputs)), expected)
+    error = np.abs(load(path, format)(**inputs) - expected)
+    largest = np.max(np.abs(expected))
+    # A value halfway between two integers may be rounded to either of them;
+    # then a token's logits differ by a part of 1/127.
+    assert np.median(error) <= TOLERANCES["float32"].values * largest
+    assert np.max(error) <= largest / 32
 
 
 def test_formats_of_other_backends(tmp_path):
