@@ -55,7 +55,9 @@ def export(
         input_signature: list with one dict of `keras.InputSpec`, for a model
             of fixed sizes, whose recurrences are the shorter for it: each
             has `log2(time)` rounds in ONNX, LiteRT and PyTorch's format, and
-            24 where the time is open. Defaults to `None`: all sizes are open.
+            24 where the time is open. On PyTorch attention over open times
+            also takes memory that grows with their square. Defaults to
+            `None`: all sizes are open.
         **kwargs: see `keras.Model.export`.
 
     Raises:
@@ -64,9 +66,13 @@ def export(
 
     Example:
     ```python
-    model = keras_griffin.GriffinCausalLM.from_preset("griffin_shakespeare_en")
     # On PyTorch; on JAX and TensorFlow leave `format` out.
-    model.export("griffin.pt2", format="torch")
+    spec = keras.InputSpec(shape=(1, 16), dtype="int32")
+    model.export(
+        "griffin.pt2",
+        format="torch",
+        input_signature=[{"token_ids": spec, "padding_mask": spec}],
+    )
     ```
     """
     check_format(format, self)
