@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from keras_griffin import keras_compat
+from keras_griffin.layers.apply_dense import order_kernels
 
 MAX_NAMES_IN_ERROR = 5
 # Seconds of loading before progress is shown: small models never get there.
@@ -245,10 +246,7 @@ def fill_rest(model):
     for variable in model.variables:
         if not keras_compat.has_value(variable):
             keras_compat.initialize(variable)
-    if keras.config.backend() == "torch":
-        from keras_griffin.layers.linear_torch import store_columns
-
-        store_columns(keras_compat.all_layers(model))
+    order_kernels(model)
 
 
 def check_tensors(table, model, shapes, origin):
@@ -401,7 +399,7 @@ def _load_row(row, variable, read, origin):
         value = keras.ops.cast(to_ours(_tensor(value)), dtype.name)
         is_kernel = row.layout == "transposed" and dtype.itemsize == 2
         if keras.config.backend() == "torch" and not is_kernel:
-            value = value.contiguous()  # kernels: see `store_columns`
+            value = value.contiguous()  # kernels: see `order_kernels`
     if keras_compat.has_value(variable):
         variable.assign(value)
     else:  # of `build_empty`

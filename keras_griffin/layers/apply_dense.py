@@ -38,6 +38,14 @@ def apply_dense(dense, x):
     return y + _adapter(dense, x) if dense.lora_enabled else y
 
 
+def order_kernels(model):
+    """On PyTorch, has the kernels in memory as its products want them."""
+    if keras.config.backend() == "torch":
+        from keras_griffin.layers.linear_torch import store_columns
+
+        store_columns(model)
+
+
 def _adapter(dense, x):
     a, b = (
         ops.cast(v, x.dtype) for v in (dense.lora_kernel_a, dense.lora_kernel_b)

@@ -88,14 +88,14 @@ class Int8Linear(torch.autograd.Function):
         return dy @ (kernel.to(dy.dtype) / scale).t(), None, None, None
 
 
-def store_columns(layers):
+def store_columns(model):
     """Puts the 16-bit kernels of `Dense` layers in memory column by column.
 
     Their shape stays. A product with one token takes half the time so (torch
     2.13, a CPU with AMX), and with many tokens as long as before. In float32
     it does not matter.
     """
-    for layer in layers:
+    for layer in keras_compat.all_layers(model):
         if not isinstance(layer, keras.layers.Dense) or not layer.built:
             continue
         if layer.quantization_mode:

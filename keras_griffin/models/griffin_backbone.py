@@ -5,7 +5,6 @@ import ml_dtypes
 from keras import ops
 from keras_hub.models import Backbone
 
-from keras_griffin import keras_compat
 from keras_griffin.checkpoints import exporting
 from keras_griffin.checkpoints import keras_files
 from keras_griffin.checkpoints.preset_index import preset_summaries
@@ -15,6 +14,7 @@ from keras_griffin.checkpoints.preset_loading import loading
 from keras_griffin.checkpoints.weight_map import build_for_weights
 from keras_griffin.distribution.layout_map import layout_map
 from keras_griffin.generation import exported_model
+from keras_griffin.layers.apply_dense import order_kernels
 from keras_griffin.layers.compact_rows import CompactRows
 from keras_griffin.layers.compact_rows import RestoreRows
 from keras_griffin.layers.input_checks import check_inputs
@@ -182,11 +182,6 @@ class GriffinBackbone(TorchModule, Backbone):
         inputs, x = self._functional_model()
         super().__init__(inputs=inputs, outputs=x, dtype=dtype, **kwargs)
 
-        if keras.config.backend() == "torch":
-            from keras_griffin.layers.linear_torch import store_columns
-
-            store_columns(keras_compat.all_layers(self))
-
         # === Config ===
         for name, value in arguments.items():
             setattr(self, name, value)
@@ -200,6 +195,7 @@ class GriffinBackbone(TorchModule, Backbone):
         x = self._embed(token_ids)
         for block in self.blocks:
             x = block(x, positions=positions)
+            order_kernels(block)
         x = self._restore_rows(self.final_norm(x), place)
         return inputs, x
 
