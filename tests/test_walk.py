@@ -17,8 +17,10 @@ SCRIPT = Path(__file__).parent / "support" / "walk.py"
 FRAMES = {"jax": 8, "tensorflow": 7, "torch": 6}
 # Files and functions, on the backend where there are most (JAX). They rose from
 # 175 and 142 with what a call is asked for today: arguments and states that are
-# looked at, masks of Keras, weights that stay when a step raises.
-LIMITS = {"generate": (33, 182), "fit": (34, 155)}
+# looked at, masks of Keras, weights that stay when a step raises; with 16-bit
+# and int8 weights that are multiplied as they are, and a first prompt that sees
+# no empty slots.
+LIMITS = {"generate": (34, 187), "fit": (34, 155)}
 
 
 @pytest.fixture(scope="module")
