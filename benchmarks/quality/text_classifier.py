@@ -1,6 +1,6 @@
 """Who speaks: a history play, or a comedy or tragedy?
 
-    KERAS_BACKEND=torch python benchmarks/quality/text_classifier.py
+    KERAS_BACKEND=jax python benchmarks/quality/text_classifier.py
 
 Fine-tunes a `GriffinTextClassifier` on the shipped preset, and a logistic
 regression on vectors of the `GriffinTextEmbedder`, beside one on counts of
