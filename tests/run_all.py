@@ -48,7 +48,7 @@ QUICK_COMPILATION = (
 NO_TESTS_COLLECTED = 5  # pytest's exit code
 # jax: a test of its kernels' plan is of all backends.
 NEWEST_EXTRAS = "torch,jax,grain"
-NEWEST_PACKAGES = ("pytest", "safetensors")
+NEWEST_PACKAGES = ("flax", "pytest", "safetensors")
 NEWEST_TESTS = ("tests/kernels", "tests/layers", "tests/models")
 NEWER_PYTHONS = ("3.13", "3.12")  # the newest first
 
