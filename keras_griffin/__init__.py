@@ -36,6 +36,11 @@ __all__ = [*_CLASSES, *_PARTS]  # noqa: PLE0604
 
 def _load():
     """Imports all public names, and with them Keras and its backend."""
+    import keras
+
+    from keras_griffin.releases import check_running
+
+    check_running(keras.config.backend())
     for part in _PARTS:
         importlib.import_module(f"{__name__}.{part}")
     for name, module in _CLASSES.items():

@@ -5,10 +5,15 @@ tests need (versions in tests/constraints.txt), checks the style, and runs
 pytest once a backend and once for the tests that depend on none, two runs at a
 time. A second call finds the environment up to date.
 
+Where a newer Python is found too (pyenv's are), one more run in `.venv-newest`
+takes the newest releases, tests/newest.txt, through the quick tests of kernels,
+layers and models on PyTorch.
+
     python tests/run_all.py                          all of it
     python tests/run_all.py --quick                  before each commit
     python tests/run_all.py --backend torch          one backend, no style check
     python tests/run_all.py --backend jax -k rglru   the rest goes to pytest
+    python tests/run_all.py --newest                 the newest releases alone
 
 `--quick` runs PyTorch's tests, which compile nothing, and those of no backend,
 without the ones marked `slow`. Tests run on the CPU; for an accelerator set
@@ -20,27 +25,32 @@ import argparse
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
-import venv
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-ENVIRONMENT = ROOT / ".venv-test"
-CONSTRAINTS = ROOT / "tests" / "constraints.txt"
+TESTS = ROOT / "tests"
 BACKENDS = ("jax", "tensorflow", "torch")
 INDEPENDENT = "independent"  # the run of what no backend changes
-RUNS = ("jax", "tensorflow", INDEPENDENT, "torch")  # the longest first
+NEWEST = "newest"  # the run of the newest Python and releases
+RUNS = ("jax", "tensorflow", INDEPENDENT, "torch", NEWEST)  # the longest first
 QUICK_RUNS = ("torch", INDEPENDENT)
 AT_A_TIME = 2  # a run keeps little more than one core busy
 # Most of the time goes into compiling programs that run once. LLVM's
-# optimizations are a third of it; XLA's own stay.
-QUICK_COMPILATION = (
-    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-)
+# optimizations are a third of it; XLA's own stay. Code for fusions is another
+# third (jax 0.12 has no switch for it).
+QUICK_COMPILATION = "--xla_backend_optimization_level=0"
+QUICK_FUSIONS = "--xla_cpu_use_fusion_emitters=false"
 NO_TESTS_COLLECTED = 5  # pytest's exit code
+# jax: a test of its kernels' plan is of all backends.
+NEWEST_EXTRAS = "torch,jax,grain"
+NEWEST_PACKAGES = ("flax", "pytest", "safetensors")
+NEWEST_TESTS = ("tests/kernels", "tests/layers", "tests/models")
+NEWER_PYTHONS = ("3.13", "3.12")  # the newest first
 
 
 def main():
@@ -52,17 +62,27 @@ def main():
     parser.add_argument(
         "--quick", action="store_true", help="PyTorch, and no slow tests"
     )
+    parser.add_argument(
+        "--newest", action="store_true", help="the newest releases alone"
+    )
     arguments, rest = parser.parse_known_args()
 
-    python = ready_environment()
     results = {}
-    if arguments.backend is None:
-        results["style"] = check_style(python)
     names = QUICK_RUNS if arguments.quick else RUNS
     names = [arguments.backend] if arguments.backend else names
+    if arguments.newest:
+        names = [NEWEST]
+    else:
+        python = ready_environment(
+            ".venv-test", sys.executable, "test", (), "constraints.txt"
+        )
+        if arguments.backend is None:
+            results["style"] = check_style(python)
     with ThreadPoolExecutor(AT_A_TIME) as pool:
         runs = {
-            name: pool.submit(
+            name: pool.submit(run_newest, rest)
+            if name == NEWEST
+            else pool.submit(
                 run_tests, python, name, selection(name, arguments), rest
             )
             for name in names
@@ -82,29 +102,72 @@ def main():
     return 0 if all(passed for passed, _, _ in results.values()) else 1
 
 
-def ready_environment():
-    """Makes or refreshes `.venv-test`; returns its Python."""
+def ready_environment(name, base, extras, packages, constraints):
+    """Makes or refreshes a virtual environment; returns its Python.
+
+    Args:
+        name: str. Its folder.
+        base: path of the Python that it is made of.
+        extras: str. Extras of this package, which is installed into it.
+        packages: names of others.
+        constraints: str. A file of `tests/`.
+    """
+    environment, constraints = ROOT / name, TESTS / constraints
     folder = "Scripts" if os.name == "nt" else "bin"
-    python = ENVIRONMENT / folder / "python"
+    python = environment / folder / "python"
     described = hashlib.sha256(
         (ROOT / "pyproject.toml").read_bytes()
-        + CONSTRAINTS.read_bytes()
-        + sys.version.encode()
+        + constraints.read_bytes()
+        + f"{base} {sys.version} {extras} {packages}".encode()
     ).hexdigest()
-    stamp = ENVIRONMENT / "made-from.txt"
+    stamp = environment / "made-from.txt"
     if stamp.exists() and stamp.read_text() == described:
         return python
 
     start = time.monotonic()
-    say(f"Installing into {ENVIRONMENT}")
+    say(f"Installing into {environment}")
     if not python.exists():
-        venv.create(ENVIRONMENT, with_pip=True)
-    install = [python, "-m", "pip", "install", "-qq"]
-    install += ["--constraint", CONSTRAINTS, "--editable", f"{ROOT}[test]"]
+        subprocess.run([base, "-m", "venv", environment], check=True)
+    install = [python, "-m", "pip", "install", "-qq", *packages]
+    install += ["--constraint", constraints, "--editable", f"{ROOT}[{extras}]"]
     subprocess.run(install, check=True)
     stamp.write_text(described)
     say(f"Installed in {time.monotonic() - start:.0f} s")
     return python
+
+
+def newest_python():
+    """The newest Python found that is newer than this one, or `None`."""
+    for version in NEWER_PYTHONS:
+        if sys.version_info >= tuple(map(int, version.split("."))):
+            return None
+        folders = Path.home().glob(f".pyenv/versions/{version}.*/bin")
+        # pyenv's own python3.13 on the path may be of a version not in use.
+        for python in (
+            shutil.which(f"python{version}"),
+            *(folder / "python" for folder in folders),
+        ):
+            if (
+                python
+                and not subprocess.run(
+                    [python, "-c", ""], stderr=subprocess.DEVNULL
+                ).returncode
+            ):
+                return python
+    return None
+
+
+def run_newest(pytest_arguments):
+    """The quick tests with the newest releases, as `run_tests`."""
+    base = newest_python()
+    if base is None:
+        return True, 0, "no newer Python found"
+    python = ready_environment(
+        ".venv-newest", base, NEWEST_EXTRAS, NEWEST_PACKAGES, "newest.txt"
+    )
+    return run_tests(
+        python, NEWEST, "not slow", [*pytest_arguments, *NEWEST_TESTS]
+    )
 
 
 def check_style(python):
@@ -130,15 +193,18 @@ def selection(name, arguments):
 
 def run_tests(python, name, marks, pytest_arguments):
     """One run of pytest, shown as it goes behind the run's name."""
-    backend = BACKENDS[0] if name == INDEPENDENT else name
+    backend = {INDEPENDENT: "jax", NEWEST: "torch"}.get(name, name)
     command = [python, "-m", "pytest", "--durations=50", *pytest_arguments]
     command += ["-p", "no:cacheprovider"]  # one folder for runs side by side
     if marks:
         command += ["-m", marks]
     say(f"KERAS_BACKEND={backend} {' '.join(command[1:])}")
+    flags = QUICK_COMPILATION
+    if name != NEWEST:
+        flags += " " + QUICK_FUSIONS
     environment = {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": QUICK_COMPILATION,
+        "XLA_FLAGS": flags,
         **os.environ,
         "KERAS_BACKEND": backend,
         "PYTHONUNBUFFERED": "1",

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # A folder imports from itself and from those above it in this list.
 ROOMS = (
     "version",
+    "releases",
     "keras_compat",
     "files",
     "near_names",
@@ -45,6 +46,7 @@ ALWAYS_THERE = {
     "keras_hub",
     "ml_dtypes",
     "numpy",
+    "packaging",
 }
 # What a package is called where it is installed from, if not by its own name.
 PROJECTS = {"orbax": "orbax-checkpoint"}

@@ -71,6 +71,15 @@ def test_import_imports_nothing_and_lists_public_names():
     assert names == dir(keras_griffin)
 
 
+@pytest.mark.backend_independent
+def test_import_refuses_an_older_keras_in_the_process():
+    code = "import keras; keras.__version__ = '3.13.0'; import keras_griffin"
+    done = run_python(code)
+    assert done.returncode != 0
+    assert "ImportError: keras_griffin needs keras>=" in done.stderr
+    assert "Restart the session" in done.stderr
+
+
 def test_import_needs_no_device():
     # JAX looks for this platform when something first asks for a device.
     code = "from keras_griffin import *\nGriffinCausalLM, kernels"

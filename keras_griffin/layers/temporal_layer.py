@@ -111,7 +111,7 @@ class TemporalLayer(BaseLayer):
         check_names(kwargs)
         # Keras looks for a mask only where `x` is the only tensor.
         names = ("padding_mask", "initial_state")
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        given = {**dict(zip(names[: len(args)], args, strict=True)), **kwargs}
         if (
             given.get("initial_state") is not None
             and given.get("padding_mask") is None

@@ -423,7 +423,9 @@ class GriffinBackbone(TorchModule, Backbone):
         super().save_own_variables(store)
 
     def get_quantization_layer_structure(self, mode=None):
-        """What GPTQ and AWQ run one after the other."""
+        """What GPTQ and AWQ run one after the other; `None` for others."""
+        if mode not in ("gptq", "awq"):
+            return None
         embed, blocks = [self._embed], self.blocks
         return {"pre_block_layers": embed, "sequential_blocks": blocks}
 
@@ -455,5 +457,5 @@ class GriffinBackbone(TorchModule, Backbone):
 
 
 # The arguments that say what the model is.
-ARGUMENTS = tuple(inspect.signature(GriffinBackbone).parameters)[:-2]
+ARGUMENTS = tuple(inspect.signature(GriffinBackbone.__init__).parameters)[1:-2]
 _KNOWN = (*ARGUMENTS, *_LAST_ARGUMENTS)

@@ -460,7 +460,12 @@ class GriffinCausalLM(TorchModule, keras_compat.KeepsState, CausalLM):
         return self.backbone.init_state(batch_size, max_length)
 
     def make_generate_function(self):
-        """Returns the function of token ids that KerasHub knows."""
+        """Returns the function of token ids that KerasHub knows.
+
+        It stays in `generate_function` until the next `compile`.
+        """
+        if self.generate_function is not None:
+            return self.generate_function
 
         def generate_function(inputs, stop_token_ids=None):
             rows = prompts.make_prompts(self, inputs, None, None, None)
@@ -468,8 +473,10 @@ class GriffinCausalLM(TorchModule, keras_compat.KeepsState, CausalLM):
             generated, _ = decoding.generate_tokens(
                 self, rows, stops, self.sampler, None
             )
-            return rows.outputs(generated, stops)
+            outputs = rows.outputs(generated, stops)
+            return {n: ops.convert_to_tensor(v) for n, v in outputs.items()}
 
+        self.generate_function = generate_function
         return generate_function
 
     def chat(self, **options):

@@ -159,12 +159,16 @@ def _compile(traced, result, thorough):
 @contextlib.contextmanager
 def _least_effort(wanted):
     settings = {
-        "jax_exec_time_optimization_effort": -1.0,
+        "jax_exec_time_optimization_effort": -1.0,  # until jax 0.11
         "jax_optimization_level": "O0",
     }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items() if wanted else ():
-        jax.config.update(name, value)
+    before = {
+        name: getattr(jax.config, name)
+        for name in settings
+        if wanted and hasattr(jax.config, name)
+    }
+    for name in before:
+        jax.config.update(name, settings[name])
     try:
         yield
     finally:

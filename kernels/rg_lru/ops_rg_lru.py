@@ -5,7 +5,6 @@ computed again in the backward pass, so only inputs and states are kept.
 """
 
 import collections
-import functools
 
 from keras import ops
 
@@ -251,7 +250,13 @@ def _gate_backward(d_gate, gate, inputs, kernel, bias):
 
 
 # The scan of the forward pass lies in the unit, whose gradient stands here.
-rg_lru_ops = make_rg_lru(
-    functools.partial(forward, functools.partial(run_loop, loop)),
-    functools.partial(backward, scan_ops),
-)
+# Functions, as torch 2.9's compiler knows no `functools.partial` here.
+def _ops_forward(*inputs):
+    return forward(lambda *args: run_loop(loop, *args), *inputs)
+
+
+def _ops_backward(*args):
+    return backward(scan_ops, *args)
+
+
+rg_lru_ops = make_rg_lru(_ops_forward, _ops_backward)

@@ -89,11 +89,15 @@ def test_lowers_for_cuda(dtype):
         pair, last = linear_scan((x, x), (a, a), reverse=True)
         return sum(part.sum() for part in (*pair, *last)).astype("float32")
 
-    lowered = (
-        jax.jit(jax.grad(loss, argnums=(0, 1)))
-        .trace(x, x)
-        .lower(lowering_platforms=("cuda",))
-    )
+    # Since jax 0.12 lowering asks which GPU it is for.
+    device = jax.sharding.AbstractDevice("NVIDIA A100", 108, "gpu")
+    mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):
+        lowered = (
+            jax.jit(jax.grad(loss, argnums=(0, 1)))
+            .trace(x, x)
+            .lower(lowering_platforms=("cuda",))
+        )
     assert lowered.as_text().count("xla.gpu.triton") == 2
 
 
