@@ -13,6 +13,7 @@ from keras_griffin.kernels import dispatch
 from keras_griffin.kernels.linear_scan import linear_scan
 from keras_griffin.kernels.rg_lru import rg_lru
 from keras_griffin.layers import RGLRU
+from support.kernels import lowered_for
 from support.processes import xla_flags
 
 needs_jax = pytest.mark.skipif(
@@ -108,14 +109,7 @@ def test_few_frames_lie_between_the_layer_and_the_loop():
 
 def kernels_in(function, *arguments, platform="tpu"):
     """How many kernels are in the program for a platform that is not here."""
-    import jax
-
-    lowered = (
-        jax.jit(function)
-        .trace(*arguments)
-        .lower(lowering_platforms=(platform,))
-        .as_text()
-    )
+    lowered = lowered_for(platform, function, *arguments)
     return lowered.count("tpu_custom_call") + lowered.count("xla.gpu.triton")
 
 

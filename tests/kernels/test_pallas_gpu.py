@@ -16,6 +16,7 @@ from support.cases import SCAN_CASES
 from support.cases import ScanCase
 from support.kernels import assert_rg_lru_case
 from support.kernels import assert_scan_case
+from support.kernels import lowered_for
 
 pytestmark = pytest.mark.skipif(
     keras.config.backend() != "jax", reason="Pallas is of JAX"
@@ -89,16 +90,8 @@ def test_lowers_for_cuda(dtype):
         pair, last = linear_scan((x, x), (a, a), reverse=True)
         return sum(part.sum() for part in (*pair, *last)).astype("float32")
 
-    # Since jax 0.12 lowering asks which GPU it is for.
-    device = jax.sharding.AbstractDevice("NVIDIA A100", 108, "gpu")
-    mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
-    with jax.sharding.use_abstract_mesh(mesh):
-        lowered = (
-            jax.jit(jax.grad(loss, argnums=(0, 1)))
-            .trace(x, x)
-            .lower(lowering_platforms=("cuda",))
-        )
-    assert lowered.as_text().count("xla.gpu.triton") == 2
+    lowered = lowered_for("cuda", jax.grad(loss, argnums=(0, 1)), x, x)
+    assert lowered.count("xla.gpu.triton") == 2
 
 
 def test_other_dtypes_are_refused():

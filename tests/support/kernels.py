@@ -12,6 +12,20 @@ from support.checks import value_and_grad
 MASKS = ("reset", "padding_mask")
 
 
+def lowered_for(platform, function, *arguments):
+    """The text of a jax function's program for a machine that is not here."""
+    import jax
+
+    trace = jax.jit(function).trace
+    if platform != "cuda":
+        return trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
+    # Since jax 0.12 lowering asks which GPU it is for.
+    device = jax.sharding.AbstractDevice("NVIDIA A100", 108, "gpu")
+    mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):
+        return trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+
+
 def in_float64(inputs):
     return {
         name: value if name in MASKS else value.astype("float64")
