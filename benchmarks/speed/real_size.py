@@ -26,6 +26,10 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from conditions import conditions  # noqa: E402
+
 WHO = ("transformers", "torch", "jax", "tensorflow")
 TASKS = ("load", "generate", "lora", "int8", "save")
 PRESET = "recurrent_gemma_2b_en"
@@ -35,6 +39,7 @@ PROMPTS = (64, 1024)  # tokens
 NEW = 8  # tokens whose mean time is taken, after a first one
 RANK, LORA_TOKENS, LORA_STEPS = 4, 256, 3
 GIB = 2**30
+READ = 2**30  # bytes
 
 
 def main():
@@ -63,12 +68,23 @@ def main():
                 while file.read(2**26):
                     pass
         size = sum(path.stat().st_size for path in files)
-        print(f"{arguments.layers} layers, {size / GIB:.2f} GiB of weights\n")
+        print(
+            f"{conditions()} {arguments.layers} layers, {size / GIB:.2f} GiB "
+            f"of weights. Memory is read at {bandwidth() / 1e9:.0f} GB/s: a "
+            f"token takes {size / bandwidth():.2f} s at least.\n"
+        )
         print("| | task | what |\n|---|---|---|")
         for task in arguments.tasks:
             for who in arguments.who:
                 if (who, task) != ("transformers", "int8"):
                     report(who, task, folder)
+
+
+def bandwidth():
+    """How fast this machine reads its memory [bytes/s]."""
+    x = np.ones(READ // 8)
+    took = min(seconds(np.dot, x, x)[0] for _ in range(3))
+    return x.nbytes / took
 
 
 def report(who, task, folder):

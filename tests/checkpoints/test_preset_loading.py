@@ -63,6 +63,19 @@ def check_equal(received, expected):
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_no_number_is_drawn_that_a_file_replaces(folders, form, monkeypatch):
+    def draw(self, shape, dtype=None):
+        pytest.fail(f"{type(self).__name__} draws {shape}")
+
+    for name in ("RandomNormal", "VarianceScaling"):
+        monkeypatch.setattr(getattr(keras.initializers, name), "__call__", draw)
+    path = str(folders / form)
+    keras_griffin.GriffinCausalLM.from_preset(path)
+    with pytest.raises(pytest.fail.Exception, match="draws"):
+        keras_griffin.GriffinCausalLM.from_preset(path, load_weights=False)
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_all_classes_read_all_forms(folders, model, form):
     folder = str(folders / form)
     loaded = keras_griffin.GriffinCausalLM.from_preset(folder)
