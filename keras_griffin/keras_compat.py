@@ -61,6 +61,18 @@ def forget_adapters(backbone):
     backbone._lora_enabled_layers = []
 
 
+def set_own_policy(layer):
+    """Gives a layer its own policy, where it was built with a map of them.
+
+    Keras' quantized `Dense` asks the map for its mode, which is that of the
+    default, and saves no scales. The public setter writes into the map.
+    Needless when Keras asks `layer.quantization_mode`.
+    """
+    policy = layer.dtype_policy
+    if isinstance(policy, keras.dtype_policies.DTypePolicyMap):
+        layer._dtype_policy = policy[layer.path]
+
+
 def save_zero_point(layer):
     """Has Keras write the zero point of a GPTQ or AWQ kernel.
 

@@ -30,6 +30,7 @@ OWNERS = {
     "_add_special_token": keras_hub.tokenizers.Tokenizer,
     "_aggregate_additional_loss": keras.Model,
     "_deferred_initialize": keras.Variable,
+    "_dtype_policy": keras.Layer,
     "_flatten_layers": keras.Layer,
     "_get_kernel_with_merged_lora": keras.layers.Dense,
     "_initialize": keras.Variable,

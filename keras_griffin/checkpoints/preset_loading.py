@@ -4,6 +4,9 @@ import contextlib
 import os
 from dataclasses import dataclass
 
+import keras
+
+from keras_griffin import keras_compat
 from keras_griffin.checkpoints import deepmind_archive
 from keras_griffin.checkpoints import huggingface_config
 from keras_griffin.checkpoints import huggingface_weights
@@ -17,6 +20,7 @@ from keras_griffin.checkpoints.preset_index import shipped_preset_path
 from keras_griffin.checkpoints.tokenizer_files import TOKENIZER_FILE
 from keras_griffin.files import inside
 from keras_griffin.files.whole import finish
+from keras_griffin.training import quantization
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.weights.h5"
@@ -107,6 +111,7 @@ def build_backbone(cls, source, load_weights, overrides):
     if not load_weights:
         with keras_files.explained(source.path):
             return cls(**arguments)
+    arguments["dtype"] = _layers_dtype(cls, arguments)
     with keras_files.explained(source.path):
         backbone = weight_map.build_empty(lambda: cls(**arguments))
     if source.kind == "huggingface":
@@ -115,7 +120,27 @@ def build_backbone(cls, source, load_weights, overrides):
         archive = deepmind_archive.find(source.path)
         deepmind_archive.load_weights(backbone, archive)
     weight_map.fill_rest(backbone)
+    quantization.set_own_policies(backbone)
     return backbone
+
+
+def _layers_dtype(cls, arguments):
+    """The `dtype` of arguments; for "int8_from_..." a map of the layers."""
+    dtype = arguments.get("dtype")
+    policy = keras.dtype_policies.get(dtype)
+    if policy.quantization_mode != "int8":
+        return dtype
+    source = policy.name.partition(quantization.SOURCE)[2]
+    model = weight_map.build_empty(
+        lambda: cls(**{**arguments, "dtype": source})
+    )
+    is_chosen = quantization.choose_layers(model, "int8", None)
+    saved = {
+        layer.path: {"policy": "int8"}
+        for layer in keras_compat.all_layers(model)
+        if is_chosen(layer)
+    }
+    return quantization.quantized_policy(source, saved)
 
 
 def load_task(

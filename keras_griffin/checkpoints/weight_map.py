@@ -19,6 +19,7 @@ import numpy as np
 
 from keras_griffin import keras_compat
 from keras_griffin.layers.apply_dense import order_kernels
+from keras_griffin.training import quantization
 
 MAX_NAMES_IN_ERROR = 5
 # Seconds of loading before progress is shown: small models never get there.
@@ -312,7 +313,7 @@ def load(table, model, shapes, read, origin):
     """
     check_tensors(table, model, shapes, origin)
     for row in with_progress(table, model, "Loading weights"):
-        _load_row(row, find_variable(model, row.variable), read, origin)
+        _load_row(row, model, read, origin)
 
 
 def with_progress(table, model, title):
@@ -380,26 +381,38 @@ def np_dtype(name):
     return np.dtype(getattr(ml_dtypes, name, name))
 
 
-def _load_row(row, variable, read, origin):
+def _load_row(row, model, read, origin):
     value = read(row.tensor)
     if row.part is not None:
         # A view would keep the other parts in memory with it.
         value = value[row.part].copy()
-    dtype = np_dtype(keras.backend.standardize_dtype(variable.dtype))
-    _check_finite(value, dtype, row.tensor, origin)
+    variable = find_variable(model, row.variable)
+    dtype = keras.backend.standardize_dtype(variable.dtype)
     to_ours = LAYOUTS[row.layout].to_ours
+    name = row.variable.rpartition(".")[2]
+    if dtype == "int8":
+        _check_finite(value, np.dtype("float32"), row.tensor, origin)
+        value, scale = quantization.rounded(to_ours(_tensor(value)), name)
+        _give(find_variable(model, f"{row.variable}_scale"), scale)
+        _give(variable, value)
+        return
+    _check_finite(value, np_dtype(dtype), row.tensor, origin)
+    if keras.distribution.distribution() is not None:
+        # Split on the host: else the whole tensor would be on one device.
+        _give(variable, to_ours(value).astype(np_dtype(dtype), copy=False))
+        return
+    value = keras.ops.cast(to_ours(_tensor(value)), dtype)
+    is_kernel = row.layout == "transposed" and np_dtype(dtype).itemsize == 2
+    if keras.config.backend() == "torch" and not is_kernel:
+        value = value.contiguous()  # kernels: see `order_kernels`
+    _give(variable, value)
+
+
+def _give(variable, value):
     distribution = keras.distribution.distribution()
     if distribution is not None:
-        # Split on the host: through `assign` alone the whole tensor would
-        # first be put on one device.
-        value = to_ours(value).astype(dtype, copy=False)
         layout = distribution.get_variable_layout(variable)
         value = keras.distribution.distribute_tensor(value, layout)
-    else:
-        value = keras.ops.cast(to_ours(_tensor(value)), dtype.name)
-        is_kernel = row.layout == "transposed" and dtype.itemsize == 2
-        if keras.config.backend() == "torch" and not is_kernel:
-            value = value.contiguous()  # kernels: see `order_kernels`
     if keras_compat.has_value(variable):
         variable.assign(value)
     else:  # of `build_empty`

@@ -451,6 +451,7 @@ class GriffinBackbone(TorchModule, Backbone):
             config["dtype"] = quantization.quantized_policy(dtype, saved)
         of_config = super().from_config
         backbone = build_for_weights(lambda: of_config(config))
+        quantization.set_own_policies(backbone)
         quantization.set_input_quantizers(backbone, saved)
         quantization.save_zero_points(backbone)
         return backbone

@@ -22,6 +22,11 @@ QUANTIZED_LAYERS = {
     "awq": (keras.layers.Dense,),
 }
 
+# Numbers of an embedding that are rounded to int8 together.
+ROUNDED_AT_ONCE = 2**24
+# Along which a scale of int8 weights holds, by the name of the weights.
+INT8_AXES = {"kernel": 0, "embeddings": -1}
+
 
 def quantize(self, mode=None, config=None, filters=None, **kwargs):
     """Quantizes the dense layers and, to int8 and int4, the embedding.
@@ -148,6 +153,13 @@ def set_input_quantizers(backbone, saved):
             )
 
 
+def set_own_policies(backbone):
+    """Gives the quantized layers their own policies, in place of the map."""
+    for layer in keras_compat.all_layers(backbone):
+        if layer.quantization_mode is not None:
+            keras_compat.set_own_policy(layer)
+
+
 def save_zero_points(backbone):
     """Has Keras write the zero points of GPTQ and AWQ kernels."""
     for layer in keras_compat.all_layers(backbone):
@@ -160,6 +172,33 @@ def _policy(layer):
     if isinstance(policy, keras.dtype_policies.DTypePolicyMap):
         return policy[layer.path]
     return policy
+
+
+def rounded(value, name):
+    """`(int8, scale)` of a matrix, as `quantize("int8")` has them.
+
+    Args:
+        value: tensor of two axes.
+        name: str. `"kernel"` or `"embeddings"`.
+    """
+    axis = INT8_AXES[name]
+    height, width = value.shape
+    # The rows of an embedding do not depend on each other, and all of them in
+    # float32 would take several times what the int8 model takes.
+    size = height if axis == 0 else max(1, ROUNDED_AT_ONCE // width)
+    parts = [
+        keras.quantizers.abs_max_quantize(
+            keras.ops.cast(value[start : start + size], "float32"), axis=axis
+        )
+        for start in range(0, height, size)
+    ]
+    numbers, scales = zip(*parts, strict=True)
+    if len(parts) == 1:
+        return numbers[0], keras.ops.squeeze(scales[0], axis=axis)
+    return (
+        keras.ops.concatenate(numbers, axis=0),
+        keras.ops.squeeze(keras.ops.concatenate(scales, axis=0), axis=axis),
+    )
 
 
 def check_dtype(dtype):

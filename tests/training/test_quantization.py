@@ -134,6 +134,10 @@ def test_a_quantized_model(base, mode, tmp_path):
     again = keras_griffin.GriffinCausalLM.from_preset(str(tmp_path / "preset"))
     assert modes_of(again) == modes
     np.testing.assert_allclose(logits(again), quantized, atol=1e-5)
+    again.save_to_preset(str(tmp_path / "again"))
+    again = keras_griffin.GriffinCausalLM.from_preset(str(tmp_path / "again"))
+    assert modes_of(again) == modes
+    np.testing.assert_allclose(logits(again), quantized, atol=1e-5)
     model.save(tmp_path / "model.keras")
     third = keras.saving.load_model(tmp_path / "model.keras")
     assert third.backbone.get_config() == again.backbone.get_config()
