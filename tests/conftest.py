@@ -15,6 +15,18 @@ if os.environ["KERAS_BACKEND"] == "torch":
     # than it brings, a hundredfold on a busy machine.
     torch.set_num_threads(1)
 
+QUICK_FUSIONS = " --xla_cpu_use_fusion_emitters=false"  # of run_all.py
+if os.environ["KERAS_BACKEND"] == "jax" and QUICK_FUSIONS in os.environ.get(
+    "XLA_FLAGS", ""
+):
+    import jax
+
+    # The TPU's compiler reads the flags when it is loaded, and refuses this
+    # one. The CPU's has read them with its first program.
+    jax.jit(lambda x: x)(0.0)
+    flags = os.environ["XLA_FLAGS"]
+    os.environ["XLA_FLAGS"] = flags.replace(QUICK_FUSIONS, "")
+
 LOOPBACK = ("127.", "::1", "localhost")
 
 

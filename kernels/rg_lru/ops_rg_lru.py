@@ -5,6 +5,7 @@ computed again in the backward pass, so only inputs and states are kept.
 """
 
 import collections
+import functools
 
 from keras import ops
 
@@ -250,9 +251,9 @@ def _gate_backward(d_gate, gate, inputs, kernel, bias):
 
 
 # The scan of the forward pass lies in the unit, whose gradient stands here.
-# Functions, as torch 2.9's compiler knows no `functools.partial` here.
+# Functions, as torch 2.9's compiler takes no `functools.partial` here.
 def _ops_forward(*inputs):
-    return forward(lambda *args: run_loop(loop, *args), *inputs)
+    return forward(functools.partial(run_loop, loop), *inputs)
 
 
 def _ops_backward(*args):
