@@ -1,10 +1,10 @@
 """Which implementation of an operation runs."""
 
 import contextlib
-import contextvars
 import functools
 import logging
 import os
+import threading
 
 import keras
 
@@ -16,8 +16,10 @@ MAX_TIME = 2**24
 
 _logger = logging.getLogger("keras_griffin")
 _setting = None
-# Whether operations are traced for a converter; see `converting`.
-is_converting = contextvars.ContextVar("is_converting", default=False)
+# Whether operations are traced for a converter; see `converting`. Not a context
+# variable, which `torch.compile` does not read.
+is_converting = False
+_one_conversion = threading.Lock()
 
 
 def set_implementation(implementation):
@@ -77,13 +79,16 @@ def resolve(implementation):
 def converting():
     """What is traced within is for a converter to another format.
 
-    It has neither loops nor sorts, which some converters do not take.
+    It has neither loops nor sorts, which some converters do not take. What
+    other threads trace meanwhile has none either, and computes the same.
     """
-    token = is_converting.set(True)
-    try:
-        yield
-    finally:
-        is_converting.reset(token)
+    global is_converting
+    with _one_conversion:
+        is_converting = True
+        try:
+            yield
+        finally:
+            is_converting = False
 
 
 def doublings(time):

@@ -57,7 +57,7 @@ class ReversibleEmbedding(TorchModule, keras.layers.ReversibleEmbedding):
             is_plain = (
                 self.quantization_mode == "int8" and not self.lora_enabled
             )
-            if dispatch.is_converting.get() and is_plain:
+            if dispatch.is_converting and is_plain:
                 return self._int8_rows(inputs)
             return call(inputs)
         if self._is_for_int8(inputs):

@@ -90,7 +90,7 @@ class TokenLayout:
             num_real + ops.cumsum(1 - real, axis=1) - 1,
         )
         key = ops.where(self.mask, columns, columns + self._time)
-        if dispatch.is_converting.get():
+        if dispatch.is_converting:
             # Converters take this sort alone.
             _, self._order = ops.top_k(-key, self._time)
         else:
@@ -178,7 +178,7 @@ def permute(x, index):
     """Reorders axis 1 of `x` `(batch, time, ...)` by `index` (batch, time)."""
     for _ in range(len(x.shape) - 2):
         index = ops.expand_dims(index, -1)
-    if dispatch.is_converting.get() and keras.config.backend() == "torch":
+    if dispatch.is_converting and keras.config.backend() == "torch":
         # Keras' `take_along_axis` binds a program to its example's sizes.
         shape = (*index.shape[:2], *x.shape[2:])
         return x.gather(1, ops.cast(index, "int64").expand(shape))

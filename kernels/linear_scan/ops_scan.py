@@ -45,7 +45,7 @@ def make_scan(loop):
 
     def scan(x, a, carry, reverse=False, shifted=False):
         if x[0].shape[1] in (0, 1):
-            return run_loop(loop, x, a, carry, reverse, shifted)
+            return run_loop(x, a, carry, reverse, shifted, loop)
         results = scans[len(x), bool(reverse), bool(shifted)](*x, *a, *carry)
         return results[: len(x)], results[len(x) :]
 
@@ -60,13 +60,13 @@ def make_scan(loop):
     return scan
 
 
-def run_loop(loop, x, a, carry, reverse=False, shifted=False):
+def run_loop(x, a, carry, reverse=False, shifted=False, loop=loop):
     """The scan without a gradient; one time step is an update, not a loop."""
     time = x[0].shape[1]  # None if unknown
     if time == 0:
         return x, carry
     if time != 1:
-        run = unrolled_loop if dispatch.is_converting.get() else loop
+        run = unrolled_loop if dispatch.is_converting else loop
         return run(x, a, carry, reverse, shifted)
     dtype = x[0].dtype
     x, a = (_cast([part[:, 0] for part in z], "float32") for z in (x, a))
@@ -140,7 +140,7 @@ def _cut(tensors, size):
 
 def loop_in_float32(x, a, carry, reverse, shifted):
     """The backend's loop, which takes float32, on every dtype."""
-    run = unrolled_loop if dispatch.is_converting.get() else loop
+    run = unrolled_loop if dispatch.is_converting else loop
     y, carry = run(
         _cast(x, "float32"), _cast(a, "float32"), carry, reverse, shifted
     )

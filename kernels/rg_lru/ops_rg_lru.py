@@ -5,7 +5,6 @@ computed again in the backward pass, so only inputs and states are kept.
 """
 
 import collections
-import functools
 
 from keras import ops
 
@@ -13,7 +12,6 @@ from keras_griffin.kernels import dispatch
 from keras_griffin.kernels.custom_gradient import custom_gradient
 from keras_griffin.kernels.linear_scan.complex_arithmetic import conjugate
 from keras_griffin.kernels.linear_scan.complex_arithmetic import multiply
-from keras_griffin.kernels.linear_scan.ops_scan import loop
 from keras_griffin.kernels.linear_scan.ops_scan import previous
 from keras_griffin.kernels.linear_scan.ops_scan import run_loop
 from keras_griffin.kernels.linear_scan.ops_scan import scan_ops
@@ -156,7 +154,7 @@ def coefficients(inputs):
     i = _gate(inputs, inputs.input_gate_kernel, inputs.input_gate_bias)
     modulus = ops.exp(log_a)
     # expm1: a difference 1 - |a|^2 loses its digits where |a| is near 1.
-    if dispatch.is_converting.get():  # LiteRT has only the tangent.
+    if dispatch.is_converting:  # LiteRT has only the tangent.
         half = ops.tanh(log_a)
         square = -2.0 * half / (1.0 - half)
     else:
@@ -253,7 +251,7 @@ def _gate_backward(d_gate, gate, inputs, kernel, bias):
 # The scan of the forward pass lies in the unit, whose gradient stands here.
 # Functions, as torch 2.9's compiler takes no `functools.partial` here.
 def _ops_forward(*inputs):
-    return forward(functools.partial(run_loop, loop), *inputs)
+    return forward(run_loop, *inputs)
 
 
 def _ops_backward(*args):

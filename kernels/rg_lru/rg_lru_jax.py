@@ -111,7 +111,8 @@ def _around_loop(name):
     loop = ops_scan.loop if name == "ops" else get_loop(name)
     return (
         functools.partial(
-            ops_rg_lru.forward, functools.partial(ops_scan.run_loop, loop)
+            ops_rg_lru.forward,
+            functools.partial(ops_scan.run_loop, loop=loop),
         ),
         functools.partial(ops_rg_lru.backward, get_scan(name)),
     )
