@@ -57,7 +57,8 @@ def make_rg_lru(forward, backward):
     return custom_gradient(forward, residuals, unit_backward)
 
 
-def forward(scan, *inputs):
+# The scans are defaults: torch 2.9's compiler takes no `functools.partial`.
+def forward(*inputs, scan=run_loop):
     """`(y, final_state)` with a scan, which needs no gradient."""
     inputs = without_pads(Inputs(*inputs))
     dtype = inputs.x.dtype
@@ -68,7 +69,7 @@ def forward(scan, *inputs):
     return ops.cast(merged(h), dtype), merged(last)
 
 
-def backward(scan, inputs, y, dy, d_last):
+def backward(inputs, y, dy, d_last, scan=scan_ops):
     """The gradients, as `Inputs`; see `make_rg_lru`.
 
     They can be differentiated if the scan, of `ops_scan.make_scan`, can.
@@ -249,13 +250,4 @@ def _gate_backward(d_gate, gate, inputs, kernel, bias):
 
 
 # The scan of the forward pass lies in the unit, whose gradient stands here.
-# Functions, as torch 2.9's compiler takes no `functools.partial` here.
-def _ops_forward(*inputs):
-    return forward(run_loop, *inputs)
-
-
-def _ops_backward(*args):
-    return backward(scan_ops, *args)
-
-
-rg_lru_ops = make_rg_lru(_ops_forward, _ops_backward)
+rg_lru_ops = make_rg_lru(forward, backward)

@@ -85,8 +85,8 @@ def get_rg_lru(name):
 def _around_scan(name):
     scan = functools.partial(scan_over_mesh, name)
     return make_rg_lru(
-        functools.partial(ops_rg_lru.forward, scan),
-        functools.partial(ops_rg_lru.backward, scan),
+        functools.partial(ops_rg_lru.forward, scan=scan),
+        functools.partial(ops_rg_lru.backward, scan=scan),
     )
 
 
@@ -112,9 +112,9 @@ def _around_loop(name):
     return (
         functools.partial(
             ops_rg_lru.forward,
-            functools.partial(ops_scan.run_loop, loop=loop),
+            scan=functools.partial(ops_scan.run_loop, loop=loop),
         ),
-        functools.partial(ops_rg_lru.backward, get_scan(name)),
+        functools.partial(ops_rg_lru.backward, scan=get_scan(name)),
     )
 
 
