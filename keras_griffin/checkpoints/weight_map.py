@@ -393,7 +393,8 @@ def _load_row(row, model, read, origin):
     if dtype == "int8":
         _check_finite(value, np.dtype("float32"), row.tensor, origin)
         value, scale = quantization.rounded(to_ours(_tensor(value)), name)
-        _give(find_variable(model, f"{row.variable}_scale"), scale)
+        scales = find_variable(model, f"{row.variable}_scale")
+        _give(scales, keras.ops.cast(scale, scales.dtype))
         _give(variable, value)
         return
     _check_finite(value, np_dtype(dtype), row.tensor, origin)
