@@ -9,14 +9,19 @@
 # %% [markdown]
 # # Add a preset and publish it
 #
+# **Author:** the keras_griffin contributors<br>
+# **Date created:** 2026/11/24<br>
+# **Last modified:** 2026/11/30<br>
+# **Description:** Make a preset, convert it from and to Hugging Face's and DeepMind's formats, publish it.<br>
+# **Accelerator:** none needed<br>
+# **Takes:** 38 s of CPU time and 1.3 GiB of memory on 2 cores. No upload was ever made: no hub could be reached
+#
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/_owner_/keras_griffin/blob/main/guides/add_and_publish_a_preset.ipynb)
 #
-# A preset is a model that `from_preset` loads: sizes, weights, tokenizer. This guide makes one of its own, brings in weights from Hugging Face's and from DeepMind's form, writes them out again, and shows how to put the result on Kaggle or Hugging Face.
-#
-# **Runtime:** made for CPU. **Run on:** 2 CPU cores, JAX; never on Colab; no upload was ever made, as no hub could be reached. **Takes:** 38 s of CPU time and 1.3 GiB of memory.
+# A preset is a model that `from_preset` loads: sizes, weights, tokenizer. This guide makes a preset, writes it in Hugging Face's and DeepMind's formats, reads it back from both, and shows how to put it on Kaggle or Hugging Face.
 
 # %%
-# !pip show -q keras-griffin 2>/dev/null || pip install -q "keras-griffin @ git+https://github.com/_owner_/keras_griffin@v0.1.0" "keras==3.15.1" "keras-nlp==0.32.0" "jax==0.10.2" "safetensors==0.8.0" "orbax-checkpoint==0.12.8" "matplotlib==3.11.2"
+# !pip show -q keras-griffin 2>/dev/null || pip install -q "keras-griffin[jax,convert] @ git+https://github.com/_owner_/keras_griffin@v0.1.0" "matplotlib"
 
 # %%
 import os
@@ -38,7 +43,7 @@ keras.utils.set_random_seed(0)
 # %% [markdown]
 # ## A model of your own
 #
-# Any sizes. These are of a RecurrentGemma in small: the names are those of the paper, and what has a default can be left out. The tokenizer is borrowed from the preset that comes with the package; [pretrain_from_scratch](pretrain_from_scratch.ipynb) trains one.
+# Choose any sizes. Here is a small RecurrentGemma. It borrows the tokenizer of the shipped preset; [pretrain_from_scratch](pretrain_from_scratch.ipynb) trains one.
 
 # %%
 preprocessor = keras_griffin.GriffinCausalLMPreprocessor.from_preset(
@@ -60,11 +65,11 @@ model = keras_griffin.GriffinCausalLM(backbone, preprocessor)
 print(f"{backbone.count_params():,} parameters")
 
 # %% [markdown]
-# Train it here; or, as we do now, leave its weights random.
+# You would train it now. We leave its weights random.
 #
 # ## Save and load
 #
-# `save_to_preset` writes a folder. Large weights become several files, none above `max_shard_size` GB. README.md is a model card, with what the files tell; a licence, the data and the training are yours to add.
+# `save_to_preset` writes a folder. It divides large weights among files of at most `max_shard_size` GB. README.md is a model card with what the files tell. Add the licence, the data and the training yourself.
 
 # %%
 model.save_to_preset("griffin_tiny")
@@ -98,7 +103,7 @@ print(card[: card.index("| ---")])
 # %% [markdown]
 # ## From Hugging Face, and to it
 #
-# `from_preset` takes a folder with `config.json` and safetensors in the form of transformers' `RecurrentGemmaForCausalLM`, local or as `"hf://account/model"`. Here we make such a folder ourselves, from the model above, which is the other direction:
+# `from_preset` takes a folder with `config.json` and safetensors in the form of transformers' `RecurrentGemmaForCausalLM`, local or as `"hf://account/model"`. `export_to_transformers` writes such a folder, and we read it back:
 
 # %%
 model.export_to_transformers("for_transformers")
@@ -106,7 +111,7 @@ show("for_transformers")
 compare("for_transformers")
 
 # %% [markdown]
-# transformers counts a token itself into its window, so that its number is one more than ours; `from_preset` knows.
+# transformers counts the token itself as part of its window, so its number is one larger than ours. `from_preset` knows this.
 
 # %%
 config = json.loads(pathlib.Path("for_transformers/config.json").read_text())
@@ -115,14 +120,14 @@ print(config["model_type"], config["attention_window_size"])
 # %% [markdown]
 # ## From DeepMind, and to it
 #
-# An archive as those on Kaggle: an orbax folder (or a `.pt` file, with `framework="torch"`) beside `tokenizer.model`.
+# DeepMind's archives on Kaggle have an orbax folder (or a `.pt` file, here `framework="torch"`) beside `tokenizer.model`.
 
 # %%
 model.export_to_deepmind("for_deepmind", framework="flax")
 compare("for_deepmind")
 
 # %% [markdown]
-# In a terminal it is one command, which loads its result again and compares the logits before it lets you have it:
+# In a terminal it is one command. It loads its result again and compares the logits before it says that it is done:
 
 # %% language="bash"
 # keras-griffin convert for_transformers converted --to keras 2>/dev/null
@@ -131,7 +136,7 @@ compare("for_deepmind")
 compare("converted")
 
 # %% [markdown]
-# What the forms weigh:
+# The size of each format:
 
 # %%
 folders = ["griffin_tiny", "for_transformers", "for_deepmind", "converted"]
@@ -153,9 +158,9 @@ plt.show()
 # %% [markdown]
 # ## Publish
 #
-# KerasHub uploads a folder as it is. You need an account and its token: on Kaggle `KAGGLE_USERNAME` and `KAGGLE_KEY`, on Hugging Face `HF_TOKEN` with the right to write, as environment variables or Colab secrets. Set `HANDLE`, and it happens.
+# KerasHub uploads a folder as it is. You need an account and its token as environment variables or Colab secrets: `KAGGLE_USERNAME` and `KAGGLE_KEY` for Kaggle, `HF_TOKEN` with the right to write for Hugging Face. Then set `HANDLE`.
 #
-# KerasHub's upload to Hugging Face replaces a README.md if the repository has no model card yet: keep a copy, or upload with `huggingface_hub.upload_folder`.
+# KerasHub's upload to Hugging Face replaces README.md if the repository has no model card yet. Keep a copy, or upload with `huggingface_hub.upload_folder`.
 
 # %%
 HANDLE = None  # "kaggle://account/griffin/keras/tiny" or "hf://account/tiny"
@@ -165,7 +170,7 @@ if HANDLE is not None:
     compare(HANDLE)
 
 # %% [markdown]
-# From then on it is there for everybody who has this package:
+# Then everybody with this package can load it:
 #
 # ```python
 # keras_griffin.GriffinCausalLM.from_preset("hf://account/tiny")
@@ -180,7 +185,7 @@ print(type(loaded).__name__)
 # %% [markdown]
 # ## A name in the package
 #
-# A preset that all should find by name gets an entry in `presets/`, one JSON file, and a pull request. [CONTRIBUTING](https://github.com/_owner_/keras_griffin/blob/main/CONTRIBUTING.md) has the recipe, `pytest tests/checkpoints/test_preset_index.py` checks it. The arguments are these:
+# To give a preset a name of the package, add one JSON file to `presets/` and send a pull request. [CONTRIBUTING](https://github.com/_owner_/keras_griffin/blob/main/CONTRIBUTING.md) has the recipe, `pytest tests/checkpoints/test_preset_index.py` checks it. This is the entry:
 
 # %%
 arguments = backbone.get_config()

@@ -9,21 +9,33 @@
 # %% [markdown]
 # # Long contexts and state
 #
+# **Author:** the keras_griffin contributors<br>
+# **Date created:** 2026/11/24<br>
+# **Last modified:** 2026/11/30<br>
+# **Description:** Flat cost per token, prompt caching, chat, training across chunks, and how long a channel remembers.<br>
+# **Accelerator:** none needed<br>
+# **Takes:** 61 s of CPU time and 2.0 GiB of memory on 2 cores
+#
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/_owner_/keras_griffin/blob/main/guides/long_contexts_and_state.ipynb)
 #
-# Whatever a Griffin has read is in its *state*, a few arrays of fixed size. So a token costs the same after a million others, a long prompt is a small file, a conversation is never read again, and training goes through texts longer than memory. This guide shows each of these, and then looks inside: how long does a channel remember?
-#
-# **Runtime:** any, CPU is enough. **Run on:** 2 CPU cores, JAX; never on Colab. **Takes:** 61 s of CPU time and 2.0 GiB of memory.
+# A Griffin keeps all it has read in its *state*, a few arrays of fixed size. A token after a million others costs what the first one did. A long prompt fits into a small file, a chat never reads its history again, and training can go through texts longer than memory. This guide shows each of these. Then it looks inside: how long does a channel remember?
 
 # %%
-# !pip show -q keras-griffin 2>/dev/null || pip install -q "keras-griffin @ git+https://github.com/_owner_/keras_griffin@v0.1.0" "keras==3.15.1" "keras-nlp==0.32.0" "jax==0.10.2" "matplotlib==3.11.2"
+# !pip show -q keras-griffin 2>/dev/null || pip install -q "keras-griffin[jax] @ git+https://github.com/_owner_/keras_griffin@v0.1.0" "matplotlib"
+
+# %% tags=["parameters"]
+PRESET = "griffin_shakespeare_en"
+LENGTHS = [128, 512, 2048, 8192, 32768]  # texts to time a token after
+ROUNDS = 200  # of this timing
+STANZAS = 12  # of the long prompt
+NEW_TOKENS = 40
+DOCUMENTS = 128
+EPOCHS = 12
 
 # %%
 import os
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
-# The tests of this package run the guides at a small scale.
-SMALL = os.environ.get("KERAS_GRIFFIN_GUIDES") == "small"
 
 import time
 
@@ -34,30 +46,13 @@ import numpy as np
 import keras_griffin
 
 keras.utils.set_random_seed(0)
-if SMALL:
-    model = keras_griffin.GriffinCausalLM(
-        keras_griffin.GriffinBackbone(
-            vocabulary_size=1024,
-            num_layers=2,
-            hidden_dim=64,
-            intermediate_dim=128,
-            num_query_heads=4,
-            num_gate_blocks=4,
-            block_types=("recurrent", "local_attention"),
-            attention_window_size=32,
-        ),
-        keras_griffin.GriffinCausalLMPreprocessor.from_preset(
-            "griffin_shakespeare_en"
-        ),
-    )
-else:
-    model = keras_griffin.GriffinCausalLM.from_preset("griffin_shakespeare_en")
+model = keras_griffin.GriffinCausalLM.from_preset(PRESET)
 tokenizer = model.preprocessor.tokenizer
 
 # %% [markdown]
 # ## The state
 #
-# `prefill` reads tokens and returns the logits of the next one, with the state after them; `decode_step` reads one more. A state is never changed: what comes back is a new one, and the old one stays valid.
+# `prefill` reads tokens and returns the logits of the next one and the state. `decode_step` reads one more token. Both return a new state and leave the old one as it was.
 
 # %%
 TEXT = """ROMEO:
@@ -86,27 +81,26 @@ for i, block in enumerate(state["blocks"]):
     print(i, {name: tuple(array.shape) for name, array in block.items()})
 
 # %% [markdown]
-# A recurrent block keeps its recurrent state and the last three inputs of its convolution, a block of local attention the keys and values of its window.
+# A recurrent block keeps its recurrent state and the last three inputs of its convolution. A block of local attention keeps the keys and values of its window.
 #
-# ## Flat
+# ## Flat cost
 #
-# The time of a token, and the bytes of the state, after ever longer texts. Beside them the state of a Transformer of the same width and depth, whose keys and values grow with the text (made from the same class, by another `block_types`).
+# How long does a token take, and how large is the state, after longer and longer texts? For comparison: the state of a Transformer of the same width and depth, whose keys and values grow with the text. It is the same class with other `block_types`.
 
 # %%
 config = model.backbone.get_config()
 transformer = keras_griffin.GriffinBackbone.from_config(
     {**config, "block_types": ("global_attention",)}
 )
-lengths = [32, 64] if SMALL else [128, 512, 2048, 8192, 32768]
-many_ids = np.resize(ids, max(lengths))[None]
+many_ids = np.resize(ids, max(LENGTHS))[None]
 
 states, state, read = [], None, 0
-for length in lengths:
+for length in LENGTHS:
     _, state = model.prefill({"token_ids": many_ids[:, read:length]}, state)
     states.append(state)
     read = length
 griffin_bytes = [size(state) for state in states]
-transformer_bytes = [size(transformer.init_state(1, n)) for n in lengths]
+transformer_bytes = [size(transformer.init_state(1, n)) for n in LENGTHS]
 
 
 def step(state):
@@ -116,17 +110,17 @@ def step(state):
     return time.perf_counter() - start
 
 
-# In turn, and the least of all rounds: other programs run here, too.
-rounds = [[step(state) for state in states] for _ in range(4 if SMALL else 200)]
+# In turn, and the least of all rounds: other programs also run here.
+rounds = [[step(state) for state in states] for _ in range(ROUNDS)]
 milliseconds = 1000 * np.min(rounds, axis=0)
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3))
-left.semilogx(lengths, milliseconds, "o-", base=2)
+left.semilogx(LENGTHS, milliseconds, "o-", base=2)
 left.set(xlabel="tokens read", ylabel="time of a token [ms]")
 left.set_ylim(0, 2 * milliseconds.max())
-right.loglog(lengths, griffin_bytes, "o-", base=2, label="Griffin")
-right.loglog(lengths, transformer_bytes, "o-", base=2, label="Transformer")
+right.loglog(LENGTHS, griffin_bytes, "o-", base=2, label="Griffin")
+right.loglog(LENGTHS, transformer_bytes, "o-", base=2, label="Transformer")
 right.set(xlabel="tokens read", ylabel="state [bytes]")
 right.legend()
 plt.tight_layout()
@@ -135,12 +129,12 @@ plt.show()
 # %% [markdown]
 # ## Prompt caching
 #
-# Many questions on one long text: read it once. One state serves a whole batch of prompts.
+# To ask many questions about one long text, read it once. One state serves a whole batch of prompts.
 
 # %%
-long_text = TEXT * (1 if SMALL else 12)
+long_text = TEXT * STANZAS
 prompt = model.preprocessor.generate_preprocess(
-    [long_text], sequence_length=256 if SMALL else 4096
+    [long_text], sequence_length=4096
 )
 _, state = model.prefill(prompt)
 questions = ["ROMEO:", "JULIET:", "Nurse:"]
@@ -171,7 +165,7 @@ for text in texts:
     print(text)
 
 # %% [markdown]
-# A state is a file, whose size does not depend on what was read.
+# A state can be saved to a file. Its size does not depend on how much was read.
 
 # %%
 model.save_state(state, "text.npz")
@@ -187,10 +181,10 @@ print(again == texts)
 # %% [markdown]
 # ## Streaming, and chat
 #
-# With `return_state=True` a stream yields the state after each piece, so that a text can be stopped and continued. A chat session is that, message after message: each turn reads what is new. (This model continues a play. One that answers is `recurrent_gemma_instruct_2b_en`.)
+# With `return_state=True` a stream yields the state after each piece, so you can stop a text and continue it later. A chat session does this for you: each turn reads only the new message. This model continues a play; `recurrent_gemma_instruct_2b_en` is one that answers.
 
 # %%
-chat = model.chat(max_new_tokens=8 if SMALL else 40, temperature=0.7)
+chat = model.chat(max_new_tokens=NEW_TOKENS, temperature=0.7)
 for message in ("JULIET:\nWho is there?\n", "JULIET:\nWhat is thy name?\n"):
     print(message, end="")
     for piece in chat.send(message):
@@ -199,16 +193,16 @@ for message in ("JULIET:\nWho is there?\n", "JULIET:\nWhat is thy name?\n"):
 chat.save("chat.npz")
 
 # %%
-later = model.chat(max_new_tokens=8 if SMALL else 40, temperature=0.7)
+later = model.chat(max_new_tokens=NEW_TOKENS, temperature=0.7)
 later.load("chat.npz")
 print("".join(later.send("JULIET:\nFarewell.\n")))
 
 # %% [markdown]
 # ## Training on texts longer than memory
 #
-# `GriffinPacker.stateful_rows` cuts long documents so that each row goes on in the next batch, and `StatefulTrainer` hands the state on: truncated backpropagation through time, in `fit`.
+# `GriffinPacker.stateful_rows` cuts long documents so that each row continues in the next batch. `StatefulTrainer` hands the state on. This is truncated backpropagation through time, in `fit`.
 #
-# Does it help? A task that needs it: a document begins with a token 2 or 3; later, from time to time, comes a question (token 10), to be answered with that first token. Training sees 32 tokens at a time. After the first 32 the answer is known to the state alone.
+# Does it help? Here is a task that needs it. A document begins with token 2 or 3. Later a question (token 10) comes up now and then, and its answer is that first token. Training sees 32 tokens at a time, so after the first 32 only the state knows the answer.
 
 # %%
 CHUNK, ROWS = 32, 16
@@ -224,7 +218,7 @@ def document():
     return tokens
 
 
-documents = [document() for _ in range(ROWS if SMALL else 8 * ROWS)]
+documents = [document() for _ in range(DOCUMENTS)]
 packer = keras_griffin.GriffinPacker(sequence_length=CHUNK)
 
 
@@ -247,7 +241,6 @@ def answers_only(x, sample_weight):
     return sample_weight * (x["token_ids"] == QUESTION)
 
 
-EPOCHS = 1 if SMALL else 12
 curves = {}
 
 x, y, sample_weight = packer(documents)  # pieces know nothing of each other
@@ -300,7 +293,7 @@ plt.show()
 # %% [markdown]
 # ## How long a channel remembers
 #
-# In each step a channel keeps a part $a_t$ of its state; what was written is down to $1/e$ after $-1 / \log a$ tokens. `intermediates` returns gates, decays and states of every recurrent block. Here: the average of $\log a_t$ over the text above, for each channel of the trained model.
+# At each step a channel keeps a fraction `a[t]` of its state. What was written has decayed to 1/e after `-1 / log(a)` tokens. `intermediates` returns the gates, decays and states of every recurrent block. The plot takes the average of `log(a[t])` over the text above, for each channel of the trained model.
 
 # %%
 inputs = {
@@ -328,9 +321,9 @@ plt.tight_layout()
 plt.show()
 
 # %% [markdown]
-# In each block half of the channels remember some thirty tokens, one in six more than the window of attention holds, and a few a thousand.
+# In each block half of the channels remember about thirty tokens, one in six more than the window of attention holds, and a few remember a thousand.
 #
-# The gate $r_t$ changes that from token to token: at 1 a channel forgets as fast as it can, at 0 it keeps its state as it is. Here are the channels of one block whose gate moves most, over the first tokens of the text.
+# The gate `r[t]` changes this from token to token. At 1 a channel forgets as fast as it can; at 0 it keeps its state. The plot shows the channels of one block whose gates move most, over the first tokens of the text.
 
 # %%
 name = list(intermediates)[-1]

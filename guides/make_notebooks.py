@@ -5,12 +5,16 @@
     python guides/make_notebooks.py --keep-outputs    executes nothing: outputs
                                                       stay with unchanged cells
 
-Before that, links (README.md's too) and install lines are brought up to date:
-the repository's address and the version are those of pyproject.toml, the other
-versions those of tests/constraints.txt.
+Before that, links (guides/README.md's too) and install lines are brought up to date:
+the repository's address and the version are those of pyproject.toml.
+
+A cell with the tag "parameters" holds what may be changed: sizes, names, addresses.
+`execute` can change them, as the tests do, which run every guide at a small size.
 """
 
 import argparse
+import ast
+import copy
 import os
 import re
 import resource
@@ -29,12 +33,13 @@ from jupytext.combine import combine_inputs_with_outputs
 GUIDES = Path(__file__).resolve().parent
 ROOT = GUIDES.parent
 FORMAT = "py:percent"
-# "small": the scale of the tests. What guides run on their own has no name.
-SCALE = "KERAS_GRIFFIN_GUIDES"
+# What a guide would download, where the checkout has it.
+LOCAL_DATA = {
+    "SHAKESPEARE": (ROOT / "benchmarks/data/tinyshakespeare.txt").as_uri(),
+}
 # Seconds. The longest cell takes some minutes.
 CELL_TIMEOUT = 1800
 
-PIN = re.compile(r"([\w-]+)((?:\[\w+\])?)==[\w.]+")
 REPOSITORY = re.compile(r"https://github\.com/[\w.-]+/keras_griffin\b")
 COLAB = re.compile(
     r"https://colab\.research\.google\.com/github/[\w.-]+/keras_griffin\b"
@@ -49,7 +54,7 @@ def main():
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--keep-outputs", action="store_true")
     arguments = parser.parse_args()
-    readme = ROOT / "README.md"
+    readme = GUIDES / "README.md"
     readme.write_text(with_address(readme.read_text("utf-8")), "utf-8")
     known = {script.stem: script for script in scripts()}
     for name in arguments.names or known:
@@ -64,7 +69,12 @@ def main():
         else:
             started = time.monotonic(), _cpu_seconds()
             with tempfile.TemporaryDirectory() as folder:
-                notebook = execute(notebook, folder)
+                done = execute(
+                    with_parameters(notebook, local_data(notebook)), folder
+                )
+            for cell, own in zip(done.cells, notebook.cells, strict=True):
+                cell.source = own.source
+            notebook = done
             seconds, cpu = time.monotonic() - started[0], _cpu_seconds()
             peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
             print(
@@ -96,6 +106,43 @@ def number(notebook):
     return notebook
 
 
+def with_parameters(notebook, values):
+    """A copy of a notebook with other values in its cell of parameters.
+
+    Args:
+        notebook: from `read`.
+        values: dict of names and values. A `NAME = ...` of the cell becomes
+            `NAME = value`.
+
+    Raises:
+        ValueError: for a name that the cell does not set.
+    """
+    notebook = copy.deepcopy(notebook)
+    for cell in notebook.cells:
+        if "parameters" not in cell.metadata.get("tags", ()):
+            continue
+        lines = cell.source.split("\n")
+        for node in ast.parse(cell.source).body[::-1]:
+            name = node.targets[0].id
+            if name in values:
+                new = f"{name} = {values[name]!r}"
+                lines[node.lineno - 1 : node.end_lineno] = [new]
+                values = {k: v for k, v in values.items() if k != name}
+        cell.source = "\n".join(lines)
+    if values:
+        raise ValueError(
+            "Only what a cell of parameters sets can be changed. Received: "
+            f"{sorted(values)}. Set it there, in a line of its own."
+        )
+    return notebook
+
+
+def local_data(notebook):
+    """The entries of `LOCAL_DATA` that a notebook has as parameters."""
+    text = "\n".join(cell.source for cell in notebook.cells)
+    return {k: v for k, v in LOCAL_DATA.items() if f"\n{k} = " in f"\n{text}"}
+
+
 def execute(notebook, folder, environment=None, startup=None):
     """Runs a notebook from top to bottom, and returns it with its outputs.
 
@@ -111,19 +158,19 @@ def execute(notebook, folder, environment=None, startup=None):
     Raises:
         nbclient.exceptions.CellExecutionError: if a cell fails.
     """
+    own = {k: v for k, v in os.environ.items() if k != "KERAS_BACKEND"}
     # What C++ libraries log is not a part of a notebook.
     arguments = ["--IPKernelApp.capture_fd_output=False"]
     if startup is not None:
         arguments.append(f"--IPKernelApp.exec_files={startup}")
     environment = {
-        **os.environ,
+        **own,  # without a backend, which a guide chooses
         # `!pip` and `!keras-griffin` are those of this Python.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         # tqdm wants widgets, which Colab has.
         "PYTHONWARNINGS": "ignore:IProgress not found",
         **(environment or {}),
     }
-    environment.pop("KERAS_BACKEND", None)  # a guide chooses its own
     with tempfile.TemporaryDirectory() as sockets:
         connection = {"transport": "ipc", "ip": f"{sockets}/kernel"}
         client = nbclient.NotebookClient(
@@ -147,21 +194,13 @@ def with_address(text):
 
 
 def up_to_date(text):
-    """A script's text with this version's address and pins."""
+    """A script's text with the address and the version of today."""
     version = re.search(
         r'"(.+)"', (ROOT / "keras_griffin" / "version.py").read_text("utf-8")
     ).group(1)
-    pins = dict(
-        line.split("==")
-        for line in (ROOT / "tests" / "constraints.txt")
-        .read_text("utf-8")
-        .splitlines()
-        if "==" in line
-    )
-    text = re.sub(
+    return re.sub(
         r"(keras_griffin@v)[\w.]+", rf"\g<1>{version}", with_address(text)
     )
-    return PIN.sub(lambda m: f"{m[1]}{m[2]}=={pins[m[1]]}", text)
 
 
 def _cpu_seconds():

@@ -12,26 +12,34 @@
 # %% [markdown]
 # # Train on many TPU chips with JAX
 #
+# **Author:** the keras_griffin contributors<br>
+# **Date created:** 2026/11/24<br>
+# **Last modified:** 2026/11/30<br>
+# **Description:** Divide a model and its batches among devices with one call, on a pod or on a CPU that pretends to be one.<br>
+# **Accelerator:** TPU: v5e-8 or v6e-8 on Google Cloud or Kaggle. Colab's v5e-1 and v6e-1 have one chip, which works and divides nothing<br>
+# **Takes:** 60 s of CPU time and 2.0 GiB of memory on 2 cores as 8 devices; never run on a TPU
+#
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/_owner_/keras_griffin/blob/main/guides/many_tpu_chips_jax.ipynb)
 #
-# One call says on how many devices a model lives and along what it is divided; `fit` and `generate` stay as they are. The same lines run on eight chips of a TPU, on a pod, and here on a CPU that pretends to be eight devices.
-#
-# **Runtime:** a machine with several TPU chips (v5e-8, v6e-8 on Google Cloud or Kaggle; Colab's TPU runtime has one chip, which works too and divides nothing). **Run on:** 2 CPU cores as 8 devices, JAX; never on a TPU, never on Colab. **Takes:** 60 s of CPU time and 2.0 GiB of memory.
+# One call says how many devices a model uses and how to divide it. `fit` and `generate` stay as they are. The same lines run on eight chips of a TPU, on a pod, and here on a CPU that pretends to be eight devices.
 
 # %%
-# !pip show -q keras-griffin 2>/dev/null || pip install -q "keras-griffin @ git+https://github.com/_owner_/keras_griffin@v0.1.0" "keras==3.15.1" "keras-nlp==0.32.0" "jax[tpu]==0.10.2" "matplotlib==3.11.2"
+# !pip show -q keras-griffin 2>/dev/null || pip install -q "keras-griffin[jax] @ git+https://github.com/_owner_/keras_griffin@v0.1.0" "jax[tpu]" "matplotlib"
 
 # %% [markdown]
 # ## Devices
 #
-# Without a TPU, XLA divides the CPU into eight devices. It is not faster; it computes what eight chips would, with the same communication between them.
+# Without a TPU, XLA divides the CPU into eight devices. This is no faster. It computes what eight chips would, with the same communication between them.
+
+# %% tags=["parameters"]
+PRESET = "griffin_shakespeare_en"
+EPOCHS = 10
+NEW_TOKENS = 40
 
 # %%
 import os
 
 os.environ["KERAS_BACKEND"] = "jax"
-# The tests of this package run the guides at a small scale.
-SMALL = os.environ.get("KERAS_GRIFFIN_GUIDES") == "small"
 # Used by the CPU alone, and read when JAX starts.
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
@@ -54,7 +62,7 @@ print(jax.device_count(), jax.devices()[0].platform)
 # | `model` | heads, channels, gate blocks, the MLP and the vocabulary (Megatron's tensor parallel) |
 # | `sequence` | the tokens of a row, for long documents |
 #
-# `batch` is what remains if it is left out. Make the distribution before the model.
+# Without `batch`, the remaining devices go there. Make the distribution before the model.
 
 # %%
 distribution = keras_griffin.distribution.GriffinParallel(
@@ -64,28 +72,12 @@ keras.distribution.set_distribution(distribution)
 print(distribution.device_mesh)
 
 # %%
-if SMALL:
-    backbone = keras_griffin.GriffinBackbone(
-        vocabulary_size=1024,
-        num_layers=2,
-        hidden_dim=64,
-        intermediate_dim=128,
-        num_query_heads=4,
-        num_gate_blocks=4,
-        block_types=("recurrent", "local_attention"),
-        attention_window_size=32,
-    )
-    preprocessor = keras_griffin.GriffinCausalLMPreprocessor.from_preset(
-        "griffin_shakespeare_en"
-    )
-    model = keras_griffin.GriffinCausalLM(backbone, preprocessor)
-else:
-    model = keras_griffin.GriffinCausalLM.from_preset("griffin_shakespeare_en")
+model = keras_griffin.GriffinCausalLM.from_preset(PRESET)
 
 # %% [markdown]
 # ## What lies where
 #
-# Two weights of a recurrent block, each drawn as the matrix that it is. A number is the device that holds that part; where there are several, each has a copy.
+# The plot shows two weight matrices of a recurrent block. A number is the device that holds that part. Where several are named, each has a copy.
 
 
 # %%
@@ -134,7 +126,7 @@ plt.show()
 # %% [markdown]
 # ## Train
 #
-# Nothing changes in `fit`. A batch must have rows for every device along `batch`. Here the model goes through the beginning of Hamlet's monologue, cut into rows that overlap.
+# `fit` needs no change. A batch must have rows for every device along `batch`. Here the model learns the beginning of Hamlet's monologue, cut into rows that overlap.
 
 # %%
 TEXT = """To be, or not to be, that is the question:
@@ -156,9 +148,7 @@ data = keras_griffin.training.ResumableData.from_arrays(
 )
 
 model.compile(optimizer=keras_griffin.GriffinAdamW(1e-3), loss="auto")
-history = model.fit(
-    data, epochs=2 if SMALL else 10, shuffle=False, verbose=0
-).history
+history = model.fit(data, epochs=EPOCHS, shuffle=False, verbose=0).history
 
 # %%
 plt.figure(figsize=(7, 2.5))
@@ -169,17 +159,18 @@ plt.ylim(bottom=0)
 plt.tight_layout()
 plt.show()
 
+# %% [markdown]
+# The loss is near 0, and the model recites:
+
 # %%
 print(
-    model.generate(
-        "To be, or not", max_new_tokens=8 if SMALL else 40, sampler="greedy"
-    )
+    model.generate("To be, or not", max_new_tokens=NEW_TOKENS, sampler="greedy")
 )
 
 # %% [markdown]
 # ## Before you rent
 #
-# `keras-griffin plan` compiles the training step for a TPU slice that you do not have, by the TPU's own compiler (`pip install libtpu`, Linux), and prints what a chip needs. A model as small as this one needs next to nothing; large ones take the compiler minutes, and stand in a [table](https://github.com/_owner_/keras_griffin/blob/main/benchmarks/results/plan.md).
+# `keras-griffin plan` compiles the training step for a TPU slice that you do not have, with the TPU's own compiler (`pip install libtpu`, Linux), and prints what a chip needs. This small model needs next to nothing. Large ones take the compiler minutes; a table has them: [table](https://github.com/_owner_/keras_griffin/blob/main/benchmarks/results/plan.md).
 
 # %%
 model.save_to_preset("planned")
@@ -190,7 +181,7 @@ model.save_to_preset("planned")
 # %% [markdown]
 # ## A pod: many hosts
 #
-# Each host runs the same program, which begins with one more line, before anything else of JAX:
+# Each host runs the same program, with one more line before any other use of JAX:
 #
 # ```python
 # keras.distribution.initialize()
@@ -203,7 +194,7 @@ model.save_to_preset("planned")
 #     --command="KERAS_BACKEND=jax python train.py"
 # ```
 #
-# A whole `train.py`, in which each host reads its own rows, is in [keras_griffin/distribution](https://github.com/_owner_/keras_griffin/blob/main/keras_griffin/distribution/README.md). Give it `keras_griffin.training.resumable_fit` in place of `fit`: a pod that is taken away and comes back goes on behind the last backup.
+# A complete `train.py`, in which each host reads its own rows, is in [keras_griffin/distribution](https://github.com/_owner_/keras_griffin/blob/main/keras_griffin/distribution/README.md). Use `keras_griffin.training.resumable_fit` in place of `fit`: after a pod was taken away, training continues from the last backup.
 #
 # ## Go on
 #

@@ -10,29 +10,37 @@
 # ---
 
 # %% [markdown]
-# # Train on many TPU chips with tf.distribute
+# # Train on many devices with tf.distribute
+#
+# **Author:** the keras_griffin contributors<br>
+# **Date created:** 2026/11/24<br>
+# **Last modified:** 2026/11/30<br>
+# **Description:** Train under a TensorFlow strategy, each device with a copy of the model and a part of the batch.<br>
+# **Accelerator:** GPUs, or a TPU VM with TensorFlow (Colab's TPU runtimes v5e-1 and v6e-1 have none)<br>
+# **Takes:** 70 s of CPU time and 2.3 GiB of memory on 2 cores as 2 devices; never run on a GPU or TPU
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/_owner_/keras_griffin/blob/main/guides/many_tpu_chips_tensorflow.ipynb)
 #
-# For those whose programs stand on TensorFlow: the model is made in the scope of a strategy, and `fit` runs on all of its devices, compiled by XLA. Each device has a copy of the model and a part of each batch. To divide the model itself, and for TPUs in general, take [JAX](many_tpu_chips_jax.ipynb).
-#
-# **Runtime:** several GPUs, or a TPU VM with TensorFlow. **Run on:** 2 CPU cores as 2 devices, TensorFlow; never on a TPU or GPU, never on Colab. **Takes:** 70 s of CPU time and 2.3 GiB of memory.
+# This guide is for programs built on TensorFlow. You make the model in the scope of a strategy, and `fit` runs on all of its devices, compiled by XLA. Each device has a copy of the model and a part of each batch. To divide the model itself, and for TPUs in general, use [JAX](many_tpu_chips_jax.ipynb).
 
 # %%
-# !pip show -q keras-griffin 2>/dev/null || pip install -q "keras-griffin @ git+https://github.com/_owner_/keras_griffin@v0.1.0" "keras==3.15.1" "keras-nlp==0.32.0" "tensorflow==2.21.0" "matplotlib==3.11.2"
+# !pip show -q keras-griffin 2>/dev/null || pip install -q "keras-griffin[tensorflow] @ git+https://github.com/_owner_/keras_griffin@v0.1.0" "matplotlib"
 
 # %% [markdown]
 # ## The strategy
 #
-# Made before anything else. On a TPU VM set `TPU = True` (and install `tensorflow-tpu`). Without GPUs the CPU is divided into two devices, to show that it works.
+# Make it before anything else. On a TPU VM install `tensorflow-tpu` and set `TPU = True`. Without GPUs this guide divides the CPU into two devices.
+
+# %% tags=["parameters"]
+PRESET = "griffin_shakespeare_en"
+TPU = False
+EPOCHS = 10
+NEW_TOKENS = 40
 
 # %%
 import os
 
 os.environ["KERAS_BACKEND"] = "tensorflow"
-# The tests of this package run the guides at a small scale.
-SMALL = os.environ.get("KERAS_GRIFFIN_GUIDES") == "small"
-TPU = False
 
 import tensorflow as tf
 
@@ -68,28 +76,11 @@ keras.utils.set_random_seed(0)
 # %% [markdown]
 # ## The model
 #
-# Made and compiled in the strategy's scope. `jit_compile=True` compiles the step once for each device; a TPU compiles everything, and wants it left out.
+# Make it and compile it in the strategy's scope. `jit_compile=True` compiles the step once for each device. A TPU compiles everything by itself and needs `"auto"`.
 
 # %%
 with strategy.scope():
-    if SMALL:
-        model = keras_griffin.GriffinCausalLM(
-            keras_griffin.GriffinBackbone(
-                vocabulary_size=1024,
-                num_layers=1,
-                hidden_dim=64,
-                intermediate_dim=128,
-                num_query_heads=4,
-                num_gate_blocks=4,
-            ),
-            keras_griffin.GriffinCausalLMPreprocessor.from_preset(
-                "griffin_shakespeare_en"
-            ),
-        )
-    else:
-        model = keras_griffin.GriffinCausalLM.from_preset(
-            "griffin_shakespeare_en"
-        )
+    model = keras_griffin.GriffinCausalLM.from_preset(PRESET)
     model.compile(
         optimizer=keras.optimizers.AdamW(1e-3),
         loss="auto",
@@ -99,7 +90,7 @@ with strategy.scope():
 # %% [markdown]
 # ## Data
 #
-# A `tf.data.Dataset` of texts: the batch is that of all devices together, and `drop_remainder=True` gives every step the same shape, which compiled programs need. The strategy hands each device its part.
+# `fit` takes a `tf.data.Dataset` of texts. The batch is that of all devices together, and the strategy hands each its part. `drop_remainder=True` gives every step the same shape, which compiled programs need.
 
 # %%
 TEXT = """To be, or not to be, that is the question:
@@ -123,7 +114,7 @@ dataset = dataset.shuffle(64, seed=0).batch(16, drop_remainder=True)
 # %%
 history = model.fit(
     dataset,
-    epochs=2 if SMALL else 10,
+    epochs=EPOCHS,
     shuffle=False,  # it is, by the data
     verbose=0,
 ).history
@@ -138,7 +129,7 @@ plt.tight_layout()
 plt.show()
 
 # %% [markdown]
-# Each device holds the whole model, and after each step all copies are equal:
+# Each device holds the whole model. After each step all copies are equal:
 
 # %%
 weight = model.backbone.get_layer("block_0").trainable_weights[0].value
@@ -149,18 +140,16 @@ print("largest difference:", np.ptp(np.stack(copies), axis=0).max())
 # %% [markdown]
 # ## Save, and generate
 #
-# What was trained is saved as ever, and then runs on one device, or under another backend.
+# Save the model as ever. It then runs on one device, or under another backend.
 
 # %%
 model.save_to_preset("trained")
 again = keras_griffin.GriffinCausalLM.from_preset("trained")
 print(
-    again.generate(
-        "To be, or not", max_new_tokens=8 if SMALL else 40, sampler="greedy"
-    )
+    again.generate("To be, or not", max_new_tokens=NEW_TOKENS, sampler="greedy")
 )
 
 # %% [markdown]
 # ## Several hosts
 #
-# `tf.distribute.MultiWorkerMirroredStrategy()` in place of `MirroredStrategy`, with `TF_CONFIG` in the environment of each worker as TensorFlow documents it; nothing else changes. All recipes, and what was tested of them, are in [keras_griffin/distribution](https://github.com/_owner_/keras_griffin/blob/main/keras_griffin/distribution/README.md).
+# Use `tf.distribute.MultiWorkerMirroredStrategy()` in place of `MirroredStrategy`, with `TF_CONFIG` in each worker's environment as TensorFlow documents it. All recipes, and what was tested of them, are in [keras_griffin/distribution](https://github.com/_owner_/keras_griffin/blob/main/keras_griffin/distribution/README.md).

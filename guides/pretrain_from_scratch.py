@@ -10,27 +10,38 @@
 # %% [markdown]
 # # Pretrain a Griffin on your own text
 #
+# **Author:** the keras_griffin contributors<br>
+# **Date created:** 2026/11/24<br>
+# **Last modified:** 2026/11/30<br>
+# **Description:** Train a tokenizer, pack documents into rows, train a model, generate, save.<br>
+# **Accelerator:** CPU for this size; GPU (T4, L4) or TPU (v5e-1, v6e-1) for more<br>
+# **Takes:** 90 s of CPU time and 1.7 GiB of memory on 2 cores
+#
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/_owner_/keras_griffin/blob/main/guides/pretrain_from_scratch.ipynb)
 #
-# From a folder of text to a model that others can load: train a tokenizer, pack documents into rows, train, look at the loss, generate, save.
-#
-# **Runtime:** any; a GPU or TPU for more than a toy. **Run on:** 2 CPU cores, JAX; never on Colab. **Takes:** 90 s of CPU time and 1.7 GiB of memory.
-#
-# On a CPU runtime write `jax` in place of `jax[cuda12]`, on a TPU runtime `jax[tpu]`.
+# This guide goes from a folder of text to a model that others can load.
 
 # %%
-# !pip show -q keras-griffin 2>/dev/null || pip install -q "keras-griffin @ git+https://github.com/_owner_/keras_griffin@v0.1.0" "keras==3.15.1" "keras-nlp==0.32.0" "jax[cuda12]==0.10.2" "sentencepiece==0.2.3" "matplotlib==3.11.2"
+# !pip show -q keras-griffin 2>/dev/null || pip install -q "keras-griffin[jax] @ git+https://github.com/_owner_/keras_griffin@v0.1.0" "sentencepiece" "matplotlib"
+
+# %% tags=["parameters"]
+MAX_CHARACTERS = 1_000_000  # of a document
+VOCABULARY = 1024
+ROW = 256  # tokens
+BATCH = 4  # rows
+WIDTH = 160
+STEPS = 480
+EPOCHS = 12  # points on the curve
+VALIDATION_STEPS = 16
+NEW_TOKENS = 160
 
 # %%
 import os
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
-# The tests of this package run the guides at a small scale.
-SMALL = os.environ.get("KERAS_GRIFFIN_GUIDES") == "small"
 
 import io
 import pathlib
-import time
 
 import keras
 import keras_hub
@@ -45,14 +56,13 @@ keras.utils.set_random_seed(0)
 # %% [markdown]
 # ## Text
 #
-# `documents` is a list of strings: put yours here. As this guide downloads nothing, it takes what is on every machine that runs it: the modules of Python's standard library.
+# `documents` is a list of strings: put yours here. This guide downloads nothing. It takes text that every machine with Python has, the modules of the standard library.
 
 # %%
 folder = pathlib.Path(os.__file__).parent
 files = sorted(folder.glob("*.py"))
 documents = [file.read_text("utf-8", errors="replace") for file in files]
-if SMALL:
-    documents = sorted(documents, key=len)[20:40]
+documents = [text for text in documents if len(text) <= MAX_CHARACTERS]
 np.random.default_rng(0).shuffle(documents)
 num_held_out = len(documents) // 10
 held_out, train = documents[:num_held_out], documents[num_held_out:]
@@ -64,7 +74,7 @@ print(f"{len(held_out)} documents, {sum(map(len, held_out)):,} characters not")
 # %% [markdown]
 # ## Tokenizer
 #
-# A SentencePiece model with the names and ids that the Griffin family uses. With `byte_fallback`, and the next five settings, any text comes back from its tokens as it was, line breaks and runs of spaces included.
+# A SentencePiece model with the names and ids of the Griffin family. `byte_fallback` and the five settings after it make tokens reversible: any text comes back as it was, line breaks and runs of spaces included.
 
 # %%
 proto = io.BytesIO()
@@ -76,7 +86,7 @@ sentencepiece.SentencePieceTrainer.train(
         if len(line) < 1000
     ),
     model_writer=proto,
-    vocab_size=512 if SMALL else 1024,
+    vocab_size=VOCABULARY,
     input_sentence_size=20_000,  # lines drawn from the text
     byte_fallback=True,
     character_coverage=1.0,
@@ -106,10 +116,9 @@ print(tokenizer.detokenize(ids) == line)
 # %% [markdown]
 # ## Packing
 #
-# Documents have all lengths, rows have one. `GriffinPacker` puts short documents side by side and cuts long ones; the numbers in `padding_mask` see to it that no document sees another, so that each gives the loss that it would give alone.
+# Documents have many lengths, rows have one. `GriffinPacker` puts short documents side by side and cuts long ones. It numbers the documents in `padding_mask`, and no document sees another: each has the loss that it would have alone.
 
 # %%
-ROW, BATCH = (64, 4) if SMALL else (256, 4)
 packer = keras_griffin.GriffinPacker(sequence_length=ROW)
 
 
@@ -147,18 +156,18 @@ plt.show()
 # %% [markdown]
 # ## Model
 #
-# All sizes are arguments. `block_types` repeats: two recurrent blocks and one of local attention are a Griffin, `("recurrent",)` is a Hawk, `("global_attention",)` a Transformer. The paper's own sizes are presets: `from_preset("griffin_100m", load_weights=False)`.
+# Every size is an argument. `block_types` repeats: two recurrent blocks and one of local attention make a Griffin, `("recurrent",)` makes a Hawk, `("global_attention",)` a Transformer. The paper's sizes are presets: `from_preset("griffin_100m", load_weights=False)`.
 
 # %%
 backbone = keras_griffin.GriffinBackbone(
     vocabulary_size=tokenizer.vocabulary_size(),
     num_layers=3,
-    hidden_dim=64 if SMALL else 160,
-    intermediate_dim=128 if SMALL else 448,
+    hidden_dim=WIDTH,
+    intermediate_dim=448,
     num_query_heads=4,
     num_gate_blocks=4,
     block_types=("recurrent", "recurrent", "local_attention"),
-    attention_window_size=32 if SMALL else 128,
+    attention_window_size=ROW // 2,
 )
 preprocessor = keras_griffin.GriffinCausalLMPreprocessor(
     tokenizer, sequence_length=ROW
@@ -169,13 +178,10 @@ print(f"{backbone.count_params():,} parameters")
 # %% [markdown]
 # ## Training
 #
-# `GriffinAdamW` warms up, falls on a cosine, clips, and pulls on matrices alone, not on the recurrence. `loss="auto"` is the cross-entropy, which never holds the logits of a whole batch.
+# `GriffinAdamW` is AdamW with warm-up, a cosine schedule and clipping; its weight decay acts on matrices and leaves the recurrence alone. `loss="auto"` is the cross-entropy, computed for some tokens at a time, so that the logits of a whole batch are never in memory.
+
 
 # %%
-STEPS = 6 if SMALL else 480
-EPOCHS = 2 if SMALL else 12  # points on the curve
-
-
 def batches():
     while True:
         order = np.random.permutation(len(y))
@@ -188,21 +194,19 @@ def batches():
 model.compile(
     optimizer=keras_griffin.GriffinAdamW(4e-3, num_steps=STEPS), loss="auto"
 )
-start = time.monotonic()
 history = model.fit(
     batches(),
     steps_per_epoch=STEPS // EPOCHS,
     epochs=EPOCHS,
     validation_data=(x_val, y_val, weight_val),
     validation_batch_size=BATCH,
-    validation_steps=2 if SMALL else 16,
+    validation_steps=VALIDATION_STEPS,
     shuffle=False,  # it is, by the generator
-    verbose=0,
+    verbose=2,
 ).history
-print(f"{STEPS} steps in {time.monotonic() - start:.0f} s, with compiling")
 
 # %% [markdown]
-# A model that knows nothing has a loss of log(vocabulary size); one that knows how often each token comes has the entropy of that. What lies below is what it learned of the order.
+# The dotted line is the loss of a model that knows nothing, log(vocabulary size). The dashed one is that of a model that knows how often each token occurs. Below it the model has learned their order.
 
 # %%
 counts = np.bincount(y[sample_weight > 0], minlength=backbone.vocabulary_size)
@@ -226,14 +230,14 @@ plt.show()
 # %% [markdown]
 # ## Generate
 #
-# Some hundred steps are enough for what looks like Python from afar. More steps, more text and more parameters make the rest.
+# After a few hundred steps the text looks like Python from afar. More steps, more text and more parameters do the rest.
 
 # %%
 model.preprocessor = preprocessor
 print(
     model.generate(
         "    def close(self):\n",
-        max_new_tokens=16 if SMALL else 160,
+        max_new_tokens=NEW_TOKENS,
         sampler=keras_hub.samplers.TopPSampler(p=0.8),
         seed=4,
     )
@@ -242,7 +246,7 @@ print(
 # %% [markdown]
 # ## Save
 #
-# Weights, tokenizer and settings go into one folder, which `from_preset` reads, here or after [publishing](add_and_publish_a_preset.ipynb).
+# Weights, tokenizer and settings go into one folder. `from_preset` reads it, here or after [publishing](add_and_publish_a_preset.ipynb).
 
 # %%
 model.save_to_preset("my_griffin")
@@ -258,7 +262,7 @@ print(np.abs(again.score(code) - model.score(code)).max())
 # %% [markdown]
 # ## Go on
 #
-# - **Killed in the middle?** `keras_griffin.training.resumable_fit` is `fit` with backups, and goes on to the same weights, bit for bit.
-# - **Documents longer than a row:** [long_contexts_and_state](long_contexts_and_state.ipynb) trains on them whole.
+# - **Killed in the middle?** `keras_griffin.training.resumable_fit` is `fit` with backups. It continues to the same weights, bit for bit.
+# - **Documents longer than a row:** [long_contexts_and_state](long_contexts_and_state.ipynb) hands the state from row to row.
 # - **More than one chip:** [many_tpu_chips_jax](many_tpu_chips_jax.ipynb).
 # - **How big can it be?** `keras-griffin info griffin_1b`, `keras-griffin plan griffin_1b --slice v5e-8`.

@@ -9,14 +9,21 @@
 # %% [markdown]
 # # How the Pallas kernel works, and how to write one
 #
+# **Author:** the keras_griffin contributors<br>
+# **Date created:** 2026/11/24<br>
+# **Last modified:** 2026/11/30<br>
+# **Description:** Build a TPU kernel for a linear recurrence step by step, check it, differentiate it, compile it for a TPU.<br>
+# **Accelerator:** none needed; a TPU (v5e-1, v6e-1) runs the kernels for real<br>
+# **Takes:** 16 s of CPU time and 1.4 GiB of memory on 2 cores; never run on a TPU
+#
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/_owner_/keras_griffin/blob/main/guides/write_a_pallas_kernel.ipynb)
 #
-# The heart of a Griffin is a recurrence, and on a TPU it is computed by a kernel written in Pallas. This guide builds a small one from nothing, checks every step against a loop, gives it a gradient, compiles it for a TPU that is not there, and then shows what the one of this package does more.
+# The heart of a Griffin is a recurrence, and on a TPU a kernel written in Pallas computes it. This guide builds a small kernel from nothing, checks every step against a loop, gives it a gradient, and compiles it for a TPU that is not there. Then it shows what the package's own kernel adds.
 #
-# **Runtime:** made for CPU: kernels are interpreted, and the TPU's compiler needs no TPU (Linux). On a TPU runtime set `INTERPRET = False` and write `jax[tpu]`. **Run on:** 2 CPU cores, JAX; never on a TPU, never on Colab. **Takes:** 16 s of CPU time and 1.4 GiB of memory.
+# On a CPU kernels are interpreted, and the TPU's compiler needs no TPU (Linux). On a TPU set `INTERPRET = False` and install `jax[tpu]`.
 
 # %%
-# !pip show -q keras-griffin 2>/dev/null || pip install -q "keras-griffin @ git+https://github.com/_owner_/keras_griffin@v0.1.0" "keras==3.15.1" "keras-nlp==0.32.0" "jax==0.10.2" "libtpu==0.0.52" "matplotlib==3.11.2"
+# !pip show -q keras-griffin 2>/dev/null || pip install -q "keras-griffin[jax] @ git+https://github.com/_owner_/keras_griffin@v0.1.0" "libtpu" "matplotlib"
 
 # %%
 import os
@@ -34,9 +41,11 @@ from jax.experimental.pallas import tpu as pltpu
 # %% [markdown]
 # ## What is computed
 #
-# $$y_t = a_t \, y_{t-1} + x_t$$
+# ```
+# y[t] = a[t] * y[t-1] + x[t]
+# ```
 #
-# for each row of a batch and each channel on its own. A loop that anybody can follow, in float64, says what is right.
+# for each row of a batch and each channel separately. A plain loop in float64 says what is right.
 
 
 # %%
@@ -65,7 +74,7 @@ def check(y, expected):
 # %% [markdown]
 # ## Step 1: a kernel that sees everything
 #
-# A kernel is a function of *refs*: places in the fast memory of a core (VMEM on a TPU, some ten to a hundred MiB). It reads inputs by `ref[...]` and writes outputs by `ref[...] = value`. `pallas_call` copies arrays from the slow memory (HBM) there and back.
+# A kernel is a function of *refs*, which are places in the fast memory of a core (VMEM on a TPU, some ten to a hundred MiB). `ref[...]` reads, `ref[...] = value` writes. `pallas_call` copies arrays from the slow memory (HBM) to there and back.
 
 
 # %%
@@ -87,15 +96,15 @@ y = pl.pallas_call(
 check(y, expected)
 
 # %% [markdown]
-# It is right, and of no use: a batch of real size does not fit into VMEM.
+# The result is right, but a batch of real size does not fit into VMEM.
 #
 # ## Step 2: blocks
 #
-# A *grid* runs the kernel many times, each on a block. A `BlockSpec` has the shape of a block and a function that tells, for a place in the grid, which block it is (counted in blocks). While one block is computed, Pallas fetches the next.
+# A *grid* runs the kernel many times, each time on one block. A `BlockSpec` has the shape of a block and a function from a place in the grid to the index of its block. While the kernel computes one block, Pallas fetches the next.
 #
-# Rows and channels do not see each other, so they can be divided as one likes. Time cannot: block `i` needs the state that block `i - 1` ended with. But the last axis of the grid runs in order, and *scratch* memory stays from one run to the next. So time becomes the last axis, and the state waits in scratch.
+# Rows and channels do not depend on each other, so we may divide them freely. Time is different: block `i` needs the state at the end of block `i - 1`. The last axis of the grid runs in order, and *scratch* memory keeps its values from one run to the next. So we make time the last axis and keep the state in scratch.
 #
-# Why 128 channels: a TPU computes on registers of 8 x 128 numbers, and the last axis of an array lies along these 128.
+# Why 128 channels? A TPU computes on registers of 8 x 128 numbers, and the last axis of an array lies along the 128.
 
 # %%
 BLOCK_TIME, BLOCK_WIDTH = 16, 128
@@ -139,7 +148,7 @@ def block_scan(x, a, interpret=INTERPRET):
 check(block_scan(x, a), expected)
 
 # %% [markdown]
-# The layout, with the order in which the blocks run. An arrow is the state, which goes on in scratch; where a column of channels starts, it is set to zero.
+# The plot numbers the blocks in the order in which they run. An arrow is the state, passed on in scratch. At the top of each column it starts at zero.
 
 # %%
 figure, axes = plt.subplots(1, BATCH, figsize=(9, 3.4), sharey=True)
@@ -185,11 +194,15 @@ plt.show()
 # %% [markdown]
 # ## Step 3: a gradient
 #
-# JAX cannot differentiate a kernel that writes into refs; we say what the gradient is. With $g_t$ the gradient of $y_t$ from all that comes after,
+# JAX can't differentiate a kernel that writes into refs, so we give it the gradient. Let `g[t]` be the gradient of the loss by `y[t]`, through all later steps too. Then
 #
-# $$g_t = \dot y_t + a_{t+1} \, g_{t+1}, \qquad \dot x_t = g_t, \qquad \dot a_t = g_t \, y_{t-1}$$
+# ```
+# g[t]  = dy[t] + a[t+1] * g[t+1]
+# dx[t] = g[t]
+# da[t] = g[t] * y[t-1]
+# ```
 #
-# which is the same scan, backwards in time: no second kernel is needed.
+# The first line is the same scan backwards in time, so one kernel does both.
 
 
 # %%
@@ -226,7 +239,7 @@ print(f"da[1, 30, 7] = {da[1, 30, 7]:.4f}, by the loop {slope:.4f}")
 # %% [markdown]
 # ## Step 4: a TPU's compiler, without a TPU
 #
-# The interpreter checks the arithmetic, not what a TPU accepts. Lowering turns the kernel into the compiler's language, and tells of block shapes and operations that do not exist there. It takes a tenth of a second, on any machine.
+# The interpreter checks the arithmetic. It does not check what a TPU accepts. Lowering turns the kernel into the compiler's language and reports block shapes and operations that a TPU does not have. It takes a tenth of a second, on any machine.
 
 # %%
 shape = jax.ShapeDtypeStruct((8, 2048, 2560), jnp.float32)
@@ -235,7 +248,7 @@ exported = jax.export.export(on_tpu, platforms=["tpu"])(shape, shape)
 print("a kernel is in it:", "tpu_custom_call" in exported.mlir_module())
 
 # %% [markdown]
-# The compiler itself comes with `pip install libtpu`. It says whether the kernel fits into VMEM, and what the program needs of HBM.
+# The compiler itself comes with `pip install libtpu`. It says whether the kernel fits into VMEM, and how much HBM the program needs.
 
 # %%
 os.environ.update(
@@ -277,11 +290,11 @@ tell("ours", compile_for_tpu(lambda x, a: block_scan(x, a, interpret=False)))
 # %% [markdown]
 # ## The package's kernel
 #
-# `keras_griffin.kernels.linear_scan` is the same operation for any time and width, with an initial and a final state, on every backend. What its TPU kernel does more:
+# `keras_griffin.kernels.linear_scan` is the same operation for any time and width, with an initial and a final state, on every backend. Its TPU kernel does three more things:
 #
-# - **Registers are full.** Our loop takes one step of time, one row of 128 in a register of 8 x 128: seven eighths are empty. The package cuts 128 steps into 8 segments and loads a step of each into one register; it scans each segment from zero, hands the states on, and scans again.
-# - **Blocks are larger,** up to 512 steps of 512 channels, so that a copy from HBM takes longer than what starts it.
-# - **Gates are in it:** `keras_griffin.kernels.rg_lru` computes gates, decay, normaliser and scan in one kernel, so that none of them goes through HBM.
+# - **It fills registers.** Our loop takes one step of time, one row of 128 in a register of 8 x 128, and leaves seven eighths empty. The package cuts 128 steps into 8 segments and loads a step of each into one register; it scans each segment from zero, hands the states on, and scans again.
+# - **It takes larger blocks,** up to 512 steps of 512 channels, so that a copy from HBM takes longer than what starts it.
+# - **It computes the gates too:** `keras_griffin.kernels.rg_lru` has gates, decay, normaliser and scan in one kernel, and none of them goes through HBM.
 
 # %%
 from keras_griffin.kernels.linear_scan import linear_scan
@@ -296,7 +309,7 @@ if INTERPRET:
     check(y, expected)
 
 # %% [markdown]
-# The platform is chosen when a program is lowered, not when Python runs: compiled for a TPU, here, without one, `"auto"` is the TPU's kernel.
+# JAX chooses the platform when it lowers a program. Compiled for a TPU, `"auto"` takes the TPU's kernel, even on this machine without one:
 
 # %%
 compiled = compile_for_tpu(lambda x, a: linear_scan(x, a)[0])
@@ -304,7 +317,7 @@ print("a kernel is in it:", "tpu_custom_call" in compiled.as_text())
 tell("linear_scan", compiled)
 
 # %% [markdown]
-# The eight segments, drawn: numbers are steps of time, and a colour is one register. In memory order (left) a register holds eight steps that wait for each other; divided into segments (right), eight that do not.
+# The plot shows the eight segments. Numbers are steps of time, a column is one register. In memory order (left) the eight steps of a register wait for each other. Divided into segments (right), they don't.
 
 # %%
 CHUNK, SEGMENTS = 128, 8
@@ -326,6 +339,6 @@ plt.show()
 # %% [markdown]
 # ## Go on
 #
-# - [kernels/linear_scan](https://github.com/_owner_/keras_griffin/blob/main/kernels/linear_scan/README.md) and [kernels/rg_lru](https://github.com/_owner_/keras_griffin/blob/main/kernels/rg_lru/README.md): the whole story, with what the compiler says of each.
-# - [CONTRIBUTING](https://github.com/_owner_/keras_griffin/blob/main/CONTRIBUTING.md) has the recipe of a kernel: the files, the names, the tests that run over all of them.
+# - [kernels/linear_scan](https://github.com/_owner_/keras_griffin/blob/main/kernels/linear_scan/README.md) and [kernels/rg_lru](https://github.com/_owner_/keras_griffin/blob/main/kernels/rg_lru/README.md): the details, and what the compiler says of each.
+# - [CONTRIBUTING](https://github.com/_owner_/keras_griffin/blob/main/CONTRIBUTING.md) has the recipe for a kernel: files, names, tests.
 # - `keras_griffin.kernels.dispatch.set_implementation("ops")` switches kernels off for a process.

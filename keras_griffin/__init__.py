@@ -3,6 +3,7 @@
 import importlib
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from keras_griffin.version import __version__ as __version__
 
@@ -29,7 +30,57 @@ _CLASSES = {
     "GriffinTokenizer": "models.griffin_tokenizer",
     "StatefulTrainer": "training.stateful_trainer",
 }
-_PARTS = ("distribution", "evaluation", "kernels", "layers", "training")
+_PARTS = (
+    "distribution",
+    "evaluation",
+    "kernels",
+    "layers",
+    "serving",
+    "training",
+)
+
+# What `_load` does, for type checkers and editors.
+if TYPE_CHECKING:
+    from keras_griffin import distribution as distribution
+    from keras_griffin import evaluation as evaluation
+    from keras_griffin import kernels as kernels
+    from keras_griffin import layers as layers
+    from keras_griffin import serving as serving
+    from keras_griffin import training as training
+    from keras_griffin.models.griffin_backbone import (
+        GriffinBackbone as GriffinBackbone,
+    )
+    from keras_griffin.models.griffin_causal_lm import (
+        GriffinCausalLM as GriffinCausalLM,
+    )
+    from keras_griffin.models.griffin_causal_lm_preprocessor import (
+        GriffinCausalLMPreprocessor as GriffinCausalLMPreprocessor,
+    )
+    from keras_griffin.models.griffin_text_classifier import (
+        GriffinTextClassifier as GriffinTextClassifier,
+    )
+    from keras_griffin.models.griffin_text_classifier_preprocessor import (
+        GriffinTextClassifierPreprocessor as GriffinTextClassifierPreprocessor,
+    )
+    from keras_griffin.models.griffin_text_embedder import (
+        GriffinTextEmbedder as GriffinTextEmbedder,
+    )
+    from keras_griffin.models.griffin_text_embedder_preprocessor import (
+        GriffinTextEmbedderPreprocessor as GriffinTextEmbedderPreprocessor,
+    )
+    from keras_griffin.models.griffin_tokenizer import (
+        GriffinTokenizer as GriffinTokenizer,
+    )
+    from keras_griffin.training.griffin_adam_w import (
+        GriffinAdamW as GriffinAdamW,
+    )
+    from keras_griffin.training.griffin_dpo import GriffinDPO as GriffinDPO
+    from keras_griffin.training.griffin_packer import (
+        GriffinPacker as GriffinPacker,
+    )
+    from keras_griffin.training.stateful_trainer import (
+        StatefulTrainer as StatefulTrainer,
+    )
 
 __all__ = [*_CLASSES, *_PARTS]  # noqa: PLE0604
 
@@ -39,8 +90,10 @@ def _load():
     import keras
 
     from keras_griffin.releases import check_running
+    from keras_griffin.releases import import_triton_first
 
     check_running(keras.config.backend())
+    import_triton_first(keras.config.backend())
     for part in _PARTS:
         importlib.import_module(f"{__name__}.{part}")
     for name, module in _CLASSES.items():

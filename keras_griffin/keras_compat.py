@@ -5,6 +5,8 @@ public way, and what would make it needless; tests/test_keras_compat.py names
 what a release has taken away, and keeps private names out of other files.
 """
 
+from __future__ import annotations
+
 import contextlib
 import re
 import threading
@@ -188,7 +190,7 @@ class OwnParameters:
             self.register_parameters()
             return super()._apply(function, *args, **kwargs)
 
-        def register_parameters(self):
+        def register_parameters(self) -> None:
             """Registers the weights as they are now."""
             # That of a functional model lies where PyTorch does not look.
             known = self._modules.get("_torch_params", {})
@@ -234,7 +236,7 @@ class KeepsState:
         # The thread whose steps have the state, or had it last.
         state_thread = None
 
-        def jax_state_sync(self):
+        def jax_state_sync(self) -> None:
             if self.state_thread == threading.get_ident():
                 if not all(map(has_value, self.variables)):
                     # Also if another call has set this meanwhile.

@@ -4,9 +4,14 @@ import difflib
 import inspect
 
 
+def near_names(name, names):
+    """Returns the known names near to `name`, the nearest first."""
+    return difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
+
+
 def did_you_mean(name, names):
     """Returns a sentence with the known names near to `name`, or `""`."""
-    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
+    near = near_names(name, names)
     return f"Did you mean {', '.join(near)}? " if near else ""
 
 
@@ -25,7 +30,7 @@ def check_arguments(owner, given, known):
     for name in given:
         if name not in known:
             raise ValueError(
-                f"{owner} takes the arguments that it knows alone. Received: "
+                f"{owner} takes known arguments only. Received: "
                 f"{name!r}. {did_you_mean(name, known)}It takes "
                 f"{', '.join(known)}."
             )
@@ -44,3 +49,19 @@ def arguments_of(cls, base):
             not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
         }
     return names - {"self"}
+
+
+def check_arguments_of(cls, given):
+    """Raises for arguments that a layer or preprocessor does not have.
+
+    Args:
+        cls: a class that derives from `keras.layers.Layer`.
+        given: names.
+
+    Raises:
+        ValueError: with the nearest known name.
+    """
+    import keras
+
+    known = arguments_of(cls, keras.layers.Layer)
+    check_arguments(cls.__name__, given, known | {"config_file"})

@@ -1,6 +1,7 @@
 """Whether this process runs the releases that the package needs."""
 
 import importlib.metadata
+import importlib.util
 import sys
 
 DISTRIBUTION = "keras-griffin"
@@ -55,6 +56,20 @@ def check_running(backend):
                 "installed. Restart the session (in Colab: Runtime, Restart "
                 "session), and import again."
             )
+
+
+def import_triton_first(backend):
+    """Imports Triton before KerasHub imports TensorFlow, on PyTorch with CUDA.
+
+    Triton 3.7.0 crashes the process when it comes after TensorFlow 2.21. The
+    kernels look whether it is too late: `kernels/triton_plan.py`.
+    """
+    if backend != "torch" or "tensorflow" in sys.modules:
+        return
+    import torch
+
+    if torch.cuda.is_available() and importlib.util.find_spec("triton"):
+        import triton  # noqa: F401
 
 
 def _installed(name):

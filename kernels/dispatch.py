@@ -1,5 +1,7 @@
 """Which implementation of an operation runs."""
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import logging
@@ -8,7 +10,7 @@ import threading
 
 import keras
 
-IMPLEMENTATIONS = ("auto", "ops", "pallas_tpu", "pallas_gpu")
+IMPLEMENTATIONS = ("auto", "ops", "pallas_tpu", "pallas_gpu", "triton_gpu")
 # What "auto" means in this process, unless `set_implementation` says so.
 VARIABLE = "KERAS_GRIFFIN_IMPLEMENTATION"
 # Tokens of a row whose length is not known when it is traced.
@@ -22,7 +24,7 @@ is_converting = False
 _one_conversion = threading.Lock()
 
 
-def set_implementation(implementation):
+def set_implementation(implementation: str | None) -> None:
     """Sets what `implementation="auto"` means, for the whole process.
 
     A layer or an operation that was given another name keeps it. Before the
@@ -71,6 +73,14 @@ def resolve(implementation):
             f"{source} needs the JAX backend. Received: backend "
             f"{keras.config.backend()!r}. Set KERAS_BACKEND=jax, or use "
             "implementation='auto'."
+        )
+    if (
+        implementation == "triton_gpu"
+        and keras.config.backend() == "tensorflow"
+    ):
+        raise NotImplementedError(
+            f"{source} needs the PyTorch or the JAX backend. Received: backend "
+            "'tensorflow'. Use implementation='auto'."
         )
     return implementation
 

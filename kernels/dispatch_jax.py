@@ -54,7 +54,7 @@ def choose(implementation, arrays):
         _refuse_unknown_sizes(x.shape)
         return implementation, find_mesh(arrays)
     except NotImplementedError as error:
-        if implementation.startswith("pallas"):
+        if implementation not in ("auto", "ops"):
             raise
         if implementation == "auto":
             log_once(f"Plain operations instead of a kernel: {error}")

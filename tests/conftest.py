@@ -1,5 +1,7 @@
+import functools
 import gc
 import os
+import signal
 import socket
 import sys
 
@@ -8,12 +10,17 @@ import pytest
 # Read when Keras is imported, which is later.
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
+# A job in a shell's background ignores Ctrl-C, and its children would, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 if os.environ["KERAS_BACKEND"] == "torch":
     import torch
 
     # The tests' matrices are tiny: waiting for a second thread costs more
     # than it brings, a hundredfold on a busy machine.
     torch.set_num_threads(1)
+    # Read when Triton is imported, which is later: its kernels run in Python.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 QUICK_FUSIONS = " --xla_cpu_use_fusion_emitters=false"  # of run_all.py
 if os.environ["KERAS_BACKEND"] == "jax" and QUICK_FUSIONS in os.environ.get(
@@ -52,17 +59,23 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", local_connect)
 
 
-@pytest.fixture
-def quick_collection():
+@functools.cache
+def look_at_all_objects_once(folder):
+    """Lets the next collection look at all objects, see `quick_collection`."""
+    gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def quick_collection(request):
     """Makes `gc.collect` cheap: Keras calls it for every variable it deletes.
 
-    Hundreds of thousands of objects of other tests and libraries would be
-    looked at each time.
+    Millions of objects of libraries and their caches would be looked at each
+    time: two seconds. What is alive when a test begins is left alone until the
+    tests of its folder end.
     """
+    look_at_all_objects_once(request.path.parent)
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def pytest_unconfigure():

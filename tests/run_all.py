@@ -5,9 +5,9 @@ tests need (versions in tests/constraints.txt), checks the style, and runs
 pytest once a backend and once for the tests that depend on none, two runs at a
 time. A second call finds the environment up to date.
 
-Where a newer Python is found too (pyenv's are), one more run in `.venv-newest`
-takes the newest releases, tests/newest.txt, through the quick tests of kernels,
-layers and models on PyTorch.
+Before a release: `--newest`. On the newest Python that is found (pyenv's are)
+the newest releases, tests/newest.txt, go through the quick tests of kernels,
+layers and models on PyTorch, in `.venv-newest`.
 
     python tests/run_all.py                          all of it
     python tests/run_all.py --quick                  before each commit
@@ -37,7 +37,7 @@ TESTS = ROOT / "tests"
 BACKENDS = ("jax", "tensorflow", "torch")
 INDEPENDENT = "independent"  # the run of what no backend changes
 NEWEST = "newest"  # the run of the newest Python and releases
-RUNS = ("jax", "tensorflow", INDEPENDENT, "torch", NEWEST)  # the longest first
+RUNS = ("tensorflow", "jax", "torch", INDEPENDENT)  # the longest first
 QUICK_RUNS = ("torch", INDEPENDENT)
 AT_A_TIME = 2  # a run keeps little more than one core busy
 # Most of the time goes into compiling programs that run once. LLVM's
@@ -193,7 +193,8 @@ def selection(name, arguments):
 
 def run_tests(python, name, marks, pytest_arguments):
     """One run of pytest, shown as it goes behind the run's name."""
-    backend = {INDEPENDENT: "jax", NEWEST: "torch"}.get(name, name)
+    # PyTorch compiles nothing, so it is the quickest where all do the same.
+    backend = "torch" if name in (INDEPENDENT, NEWEST) else name
     command = [python, "-m", "pytest", "--durations=50", *pytest_arguments]
     command += ["-p", "no:cacheprovider"]  # one folder for runs side by side
     if marks:

@@ -34,9 +34,23 @@ def test_it_builds(tmp_path):
     for argument in ("num_gate_blocks", "padding_mask"):
         assert f"<b><code>{argument}</code></b>" in page
     assert "<strong>Example:</strong>" in page
+    # The link to the repository, of which nothing is asked.
+    assert 'class="md-source"' in page
+    assert 'data-md-component="source"' not in page
     # What stands beside its subject, and the plot that it shows.
     assert (tmp_path / "kernels/rg_lru/index.html").exists()
     assert (tmp_path / "benchmarks/results/scan_on_a_tpu.svg").exists()
+    # A session of the interpreter is code, and a long signature is wrapped.
+    kernels = (tmp_path / "api/kernels/index.html").read_text(encoding="utf-8")
+    assert "<blockquote>" not in kernels
+    assert '<span class="gp">&gt;&gt;&gt; </span>' in kernels
+    assert '<span class="nf">rg_lru</span><span class="p">(</span>\n' in kernels
+    # Guides have their outputs, and are found.
+    guide = (tmp_path / "guides/quickstart/index.html").read_text("utf-8")
+    assert "3,318,160 parameters" in guide and "quickstart_0.png" in guide
+    assert (tmp_path / "guides/quickstart_0.png").exists()
+    index = (tmp_path / "search/search_index.json").read_text("utf-8")
+    assert "guides/time_series/" in index
     for name in ("hooks.py", "docstrings.py"):
         assert not (tmp_path / name).exists()
 

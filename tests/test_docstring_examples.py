@@ -14,6 +14,7 @@ import keras_griffin
 from keras_griffin import distribution
 from keras_griffin import evaluation
 from keras_griffin import layers
+from keras_griffin import serving
 from keras_griffin import training
 
 pytestmark = pytest.mark.slow
@@ -78,9 +79,7 @@ def model():
 # Keras' exporter (3.15), of weights on the CPU.
 @pytest.mark.filterwarnings("ignore:No complete tensor found in the group")
 @pytest.mark.parametrize("name, text, blocks", list(examples()))
-def test_example(
-    name, text, blocks, model, tmp_path, monkeypatch, quick_collection
-):
+def test_example(name, text, blocks, model, tmp_path, monkeypatch):
     if name in NOT_RUN:
         pytest.skip(NOT_RUN[name])
     monkeypatch.chdir(tmp_path)
@@ -99,7 +98,8 @@ def test_example(
 @pytest.mark.backend_independent
 def test_every_public_name_has_a_page():
     found = {resolve(name) for name in names_on_pages()}
-    for module in (keras_griffin, layers, distribution, training, evaluation):
+    modules = (layers, distribution, training, evaluation, serving)
+    for module in (keras_griffin, *modules):
         for name, value in vars(module).items():
             is_ours = getattr(value, "__module__", "").startswith(
                 "keras_griffin."

@@ -113,6 +113,7 @@ def calls(rng, model, text_model, state):
     }
 
 
+@pytest.mark.backend_independent
 def test_odd_arguments(models):
     model, text_model = models
     _, state = model.prefill({"token_ids": IDS})

@@ -26,12 +26,14 @@ ROOMS = (
     "generation",
     "checkpoints",
     "models",
+    "serving",
     "evaluation",
     "plan",
     "cli",
     "__init__",
     "__main__",
     "benchmarks",
+    "examples",
     "guides",
     "tests",
 )
@@ -56,10 +58,22 @@ FILES_OF_A_BACKEND = {
     "pallas": {"jax"},
     "tensorflow": {"tensorflow"},
     "torch": {"torch"},
+    "triton": {"triton"},
+}
+SERVER = {
+    *("anyio", "h11", "prometheus_client", "pydantic", "pydantic_core"),
+    *("starlette", "uvicorn"),
 }
 # Imported when somebody asks for what is in it.
 FILES_OF_A_PACKAGE = {
     "keras_griffin/evaluation/griffin_lm.py": {"lm_eval", "tqdm"},
+    **{
+        f"keras_griffin/serving/openai_api/{name}.py": SERVER
+        for name in (
+            *("app", "bodies", "chat_page", "connection", "errors"),
+            *("guards", "metrics", "run"),
+        )
+    },
 }
 
 
@@ -76,7 +90,7 @@ def part_of_module(module):
         # A name that is no folder or file is one of the public names.
         known = len(parts) > 1 and parts[1] in RANKS
         return parts[1] if known else "__init__"
-    if parts[0] in ("benchmarks", "guides", "tests", "support"):
+    if parts[0] in ("benchmarks", "examples", "guides", "tests", "support"):
         return "tests"
     return None
 

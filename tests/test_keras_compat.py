@@ -64,6 +64,9 @@ OWNERS_ON = {
 }
 
 
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
+
 def is_private(name):
     return name.startswith("_") and not name.startswith("__")
 
@@ -104,7 +107,7 @@ def defined_names(tree):
     """The private names that a file gives to something itself."""
     names = set()
     for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        if isinstance(node, DEFINITIONS):
             names.add(node.name)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             names.add(node.id)

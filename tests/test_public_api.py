@@ -11,6 +11,7 @@ import keras_griffin
 from keras_griffin import distribution
 from keras_griffin import evaluation
 from keras_griffin import layers
+from keras_griffin import serving
 from keras_griffin import training
 from keras_griffin.kernels.linear_scan import linear_scan
 from keras_griffin.kernels.rg_lru import rg_lru
@@ -84,12 +85,19 @@ def test_names_of_the_other_parts():
         "exact_match",
         "loss_by_position",
     ]
+    assert public_names(serving) == [
+        "Completion",
+        "Engine",
+        "Piece",
+        "QueueFull",
+        "Request",
+    ]
     assert public_names(training) == [
         "ResumableData",
         "StopOnNaN",
         "resumable_fit",
     ]
-    for module in (distribution, evaluation, training):
+    for module in (distribution, evaluation, serving, training):
         assert getattr(keras_griffin, module.__name__.split(".")[1]) is module
         for name in public_names(module):
             assert "Example:" in getattr(module, name).__doc__

@@ -1,4 +1,4 @@
-"""The examples of README's section on fine-tuning run as they are written."""
+"""The examples of README and of the pages beside the code run as written."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,13 @@ from pathlib import Path
 import keras
 import pytest
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = (
+    "README.md",
+    "keras_griffin/generation/README.md",
+    "keras_griffin/layers/README.md",
+    "keras_griffin/training/README.md",
+)
 
 
 @pytest.mark.skipif(
@@ -15,14 +21,18 @@ README = Path(__file__).resolve().parents[1] / "README.md"
 )
 # Keras passes `shuffle=True` on to KerasHub's pipeline of text.
 @pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
-def test_fine_tuning(tmp_path, monkeypatch, quick_collection):
+@pytest.mark.parametrize("page", PAGES)
+def test_examples(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    text = README.read_text(encoding="utf-8")
-    section = text.partition("## Fine-tune\n")[2].partition("\n## ")[0]
-    examples = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    assert len(examples) == 5
+    text = (ROOT / page).read_text(encoding="utf-8")
+    examples = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert examples
     names = {}
     for example in examples:
         exec(example, names)  # noqa: S102
-    assert (tmp_path / "my_hamlet" / "config.json").exists()
-    assert (tmp_path / "hamlet.lora.h5").exists()
+
+
+@pytest.mark.backend_independent
+def test_the_front_page_is_short():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 150

@@ -13,6 +13,7 @@ FOLDERS = (
     "kernels",
     "presets",
     "guides",
+    "examples",
     "benchmarks",
     "tests",
 )

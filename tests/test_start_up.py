@@ -112,6 +112,7 @@ assert type(layer.layers[-1]).__name__ == "CausalConv1D"
 """
 
 
+@pytest.mark.backend_independent
 def test_keras_finds_the_classes_of_its_files(tmp_path):
     """After `import keras_griffin`, where Keras was first, or one name."""
     model = tiny_model(num_layers=1, block_types=("recurrent",))

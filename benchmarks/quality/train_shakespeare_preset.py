@@ -10,7 +10,6 @@ on the whole last 10 %, in nats a character. Needs TensorFlow for `tf.data`.
 
 import argparse
 import datetime
-import io
 import json
 import os
 import platform
@@ -25,11 +24,11 @@ sys.path.insert(0, str(ROOT))  # So that it runs from a checkout.
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
-import sentencepiece  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
 import keras_griffin  # noqa: E402
 from keras_griffin.checkpoints.preset_index import parameter_count  # noqa: E402
+from keras_griffin.training import vocabulary  # noqa: E402
 
 NAME = "griffin_shakespeare_en"
 DATA = Path(__file__).resolve().parents[1] / "data" / "tinyshakespeare.txt"
@@ -66,6 +65,9 @@ BACKBONE = {
     "dropout": 0.0,
 }
 
+# RecurrentGemma's form, which every format has: see `in_every_form`.
+FORM = {"scale_embeddings": True, "final_logit_soft_cap": 10_000.0}
+
 STEPS = 900
 BATCH_SIZE = 16
 ROW_LENGTH = 128  # tokens, some 270 characters
@@ -87,37 +89,6 @@ def read_splits():
     text = DATA.read_text(encoding="utf-8")
     split = int(TRAIN_FRACTION * len(text))
     return text[:split], text[split:]
-
-
-def train_tokenizer(text, vocabulary_size):
-    """Returns a lossless SentencePiece model, as bytes."""
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(text.splitlines(keepends=True)),
-        model_writer=model,
-        vocab_size=vocabulary_size,
-        model_type="unigram",
-        # Every text has tokens, and comes back from them as it was.
-        byte_fallback=True,
-        character_coverage=1.0,
-        normalization_rule_name="identity",
-        add_dummy_prefix=False,
-        remove_extra_whitespaces=False,
-        allow_whitespace_only_pieces=True,
-        user_defined_symbols=["\n"],
-        # Ids and names of Gemma's tokenizer.
-        pad_id=0,
-        eos_id=1,
-        bos_id=2,
-        unk_id=3,
-        pad_piece="<pad>",
-        eos_piece="<eos>",
-        bos_piece="<bos>",
-        unk_piece="<unk>",
-        num_threads=1,  # Its result depends on the number.
-        minloglevel=2,
-    )
-    return model.getvalue()
 
 
 def training_batches(ids, start_id, seed):
@@ -230,16 +201,40 @@ def train(model, tokenizer, train_text, validation_text, steps, seed):
     return time.perf_counter() - started
 
 
+def in_every_form(weights):
+    """The same model with scaled embeddings `E` and a soft cap.
+
+        s (E / s) = E,   (s n) (E / s)^T = n E^T,   cap tanh(l / cap) ~ l
+
+    with `s` the scale and `n` the outputs of the final norm, whose `1 + scale`
+    takes the `s`. The cap is so high that it changes no logit: one of 20 by
+    3e-5.
+
+    Args:
+        weights: list of arrays, those of the model: the embedding first, the
+            scale of the final norm last.
+
+    Returns:
+        Those of a model with `FORM`.
+    """
+    backbone = keras_griffin.GriffinBackbone(**{**BACKBONE, **FORM})
+    scale = backbone.embedding_scale
+    first, *others, last = weights
+    first, last = first / scale, scale * (1 + last) - 1
+    return [first, *others, last]
+
+
 def save(model, tokenizer, folder):
     """Writes the preset with weights of half the size, rounded to float16."""
     shutil.rmtree(folder, ignore_errors=True)
     half = keras_griffin.GriffinCausalLM(
-        keras_griffin.GriffinBackbone(**BACKBONE, dtype="float16"),
+        keras_griffin.GriffinBackbone(**{**BACKBONE, **FORM}, dtype="float16"),
         keras_griffin.GriffinCausalLMPreprocessor(
             tokenizer, sequence_length=256
         ),
     )
-    half.set_weights([w.astype("float16") for w in model.get_weights()])
+    weights = in_every_form(model.get_weights())
+    half.set_weights([w.astype("float16") for w in weights])
     half.save_to_preset(str(folder))
 
 
@@ -274,6 +269,9 @@ and manner and little sense, and answers no questions.
 two recurrent ones and one of local attention in turn, width
 {BACKBONE["hidden_dim"]}; a SentencePiece vocabulary of {VOCABULARY_SIZE} pieces
 that falls back to bytes, so that any text has tokens. Weights are float16.
+
+**Every form.** After training, embeddings were scaled and logits given a cap of
+10,000, which changes none: RecurrentGemma's form, which transformers reads.
 
 **Training.** {results["steps"]} steps of {BATCH_SIZE} rows of {ROW_LENGTH}
 tokens with `model.fit`: AdamW, warm-up and cosine decay from
@@ -311,7 +309,7 @@ def index_entry(parameters, loss):
         "parameters": parameters,
         "source": SCRIPT,
         "weights": {"shipped": NAME},
-        "backbone": BACKBONE,
+        "backbone": {**BACKBONE, **FORM},
     }
 
 
@@ -356,7 +354,7 @@ def main():
     keras.utils.set_random_seed(arguments.seed)
     train_text, validation_text = read_splits()
     tokenizer = keras_griffin.GriffinTokenizer(
-        train_tokenizer(train_text, VOCABULARY_SIZE)
+        vocabulary.learn(train_text, VOCABULARY_SIZE)
     )
     model = keras_griffin.GriffinCausalLM(
         keras_griffin.GriffinBackbone(**BACKBONE)

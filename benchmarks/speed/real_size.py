@@ -3,12 +3,15 @@
     python benchmarks/speed/real_size.py                    the 2B, 26 layers
     python benchmarks/speed/real_size.py --layers 5         a smaller machine
     python benchmarks/speed/real_size.py --tasks load save --who torch
+    python benchmarks/speed/real_size.py --preset recurrent_gemma_9b_en \
+        --layers 38 --tasks int8 --who torch jax
 
 Writes a checkpoint of random bfloat16 numbers in Hugging Face's format, in the
 shapes of RecurrentGemma 2B, and runs each task of each implementation in a
-process of its own. Times are of the second call where there are two; memory is
-what the process took at most: resident (with the libraries' and files' pages),
-and anonymous, less that before the model was loaded.
+process of its own; "logits" tells how far float32 logits are from those of
+transformers. Times are of the second call where there are two; memory is what
+the process took at most: resident (with the libraries' and files' pages), and
+anonymous, less that before the model was loaded.
 """
 
 import argparse
@@ -31,7 +34,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from conditions import conditions  # noqa: E402
 
 WHO = ("transformers", "torch", "jax", "tensorflow")
-TASKS = ("load", "generate", "lora", "int8", "save")
+TASKS = ("load", "generate", "lora", "int8", "save", "logits")
 PRESET = "recurrent_gemma_2b_en"
 SHARD = 3  # GiB
 BLOCK = 2**20  # random numbers, repeated
@@ -47,6 +50,7 @@ def main():
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--preset", default=PRESET, help="whose shapes")
     parser.add_argument("--layers", type=int, default=26)
     parser.add_argument("--who", nargs="+", choices=WHO, default=WHO)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
@@ -61,7 +65,7 @@ def main():
         folder = Path(arguments.folder or folder)
         if not (folder / "config.json").exists():
             folder.mkdir(exist_ok=True)
-            write_checkpoint(folder, arguments.layers)
+            write_checkpoint(folder, arguments.layers, arguments.preset)
         files = list(folder.glob("*.safetensors"))
         for path in files:  # into the page cache
             with open(path, "rb") as file:
@@ -69,9 +73,10 @@ def main():
                     pass
         size = sum(path.stat().st_size for path in files)
         print(
-            f"{conditions()} {arguments.layers} layers, {size / GIB:.2f} GiB "
-            f"of weights. Memory is read at {bandwidth() / 1e9:.0f} GB/s: a "
-            f"token takes {size / bandwidth():.2f} s at least.\n"
+            f"{conditions()} {arguments.preset}, {arguments.layers} layers, "
+            f"{size / GIB:.2f} GiB of weights. Memory is read at "
+            f"{bandwidth() / 1e9:.0f} GB/s: a token takes "
+            f"{size / bandwidth():.2f} s at least.\n"
         )
         print("| | task | what |\n|---|---|---|")
         for task in arguments.tasks:
@@ -105,7 +110,7 @@ def report(who, task, folder):
     print(f"| {who} | {task} | {shown} |", flush=True)
 
 
-def write_checkpoint(folder, layers):
+def write_checkpoint(folder, layers, preset=PRESET):
     import ml_dtypes
 
     import keras_griffin
@@ -115,7 +120,7 @@ def write_checkpoint(folder, layers):
     from keras_griffin.checkpoints import safetensors_folder
     from keras_griffin.checkpoints import weight_map
 
-    arguments = preset_index.preset_entry(PRESET)["backbone"]
+    arguments = preset_index.preset_entry(preset)["backbone"]
     arguments = {**arguments, "num_layers": layers, "dtype": "bfloat16"}
     backbone = weight_map.build_empty(
         lambda: keras_griffin.GriffinBackbone(**arguments)
@@ -154,7 +159,7 @@ def run_here(who, task, folder):
     watching = threading.Thread(target=watch)
     watching.start()
     functions = {"load": load, "generate": generate, "lora": lora}
-    functions |= {"int8": int8, "save": save}
+    functions |= {"int8": int8, "save": save, "logits": logits}
     try:
         found = functions[task](who, folder)
     finally:
@@ -179,19 +184,19 @@ def seconds(function, *args):
     return time.perf_counter() - start, result
 
 
-def loaded(who, folder):
+def loaded(who, folder, dtype="bfloat16"):
     if who == "transformers":
         import torch
         from transformers import RecurrentGemmaForCausalLM
 
         model = RecurrentGemmaForCausalLM.from_pretrained(
-            folder, dtype=torch.bfloat16
+            folder, dtype=getattr(torch, dtype)
         )
         return model.eval()
     import keras_griffin
 
     return keras_griffin.GriffinCausalLM.from_preset(
-        folder, dtype="bfloat16", preprocessor=None
+        folder, dtype=dtype, preprocessor=None
     )
 
 
@@ -315,12 +320,40 @@ def transformers_lora(model):
 
 
 def int8(who, folder):
-    model = loaded(who, folder)
-    quantizing, _ = seconds(model.quantize, "int8")
+    took, model = seconds(loaded, who, folder, "int8_from_bfloat16")
     run = generator(who, model)
     run(prompt(PROMPTS[0]), 1)
     first, _ = seconds(run, prompt(PROMPTS[0]), 1)
-    return {"quantize s": quantizing, "a token s": token_seconds(run, first)}
+    return {
+        "load s": took,
+        f"first of {PROMPTS[0]} s": first,
+        "a token s": token_seconds(run, first),
+    }
+
+
+def logits(who, folder):
+    """How far float32 logits are from transformers', which come first."""
+    model = loaded(who, folder, "float32")
+    ids = prompt(PROMPTS[0])
+    file = Path(folder) / "logits.npy"
+    if who == "transformers":
+        import torch
+
+        with torch.no_grad():
+            found = model(torch.from_numpy(ids)).logits.numpy()
+        np.save(file, found)
+        return {"largest logit": float(np.abs(found).max())}
+    import keras
+
+    mask = np.ones_like(ids)
+    found = model({"token_ids": ids, "padding_mask": mask})
+    found = keras.ops.convert_to_numpy(found)
+    expected = np.load(file)
+    is_same = found.argmax(-1) == expected.argmax(-1)
+    return {
+        "largest difference": float(np.abs(found - expected).max()),
+        "same greedy tokens": float(is_same.mean()),
+    }
 
 
 def save(who, folder):

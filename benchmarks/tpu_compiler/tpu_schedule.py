@@ -12,8 +12,9 @@ Printed, for the whole compiled program:
   hbm_bytes   bytes moved between HBM and the chip, padded tiles included
   compute_ms  bundles of the final schedules x trip counts / clock (static: no
               stalls of banks or DMA)
+  products_ms matrix products / data-sheet rate of bfloat16
   hbm_ms      hbm_bytes / data-sheet bandwidth
-  bound_ms    sum over operations of max(compute, hbm): a lower bound
+  bound_ms    sum over operations of the largest of the three: a lower bound
   peak_mib    peak of HBM
 and, per Pallas kernel, each loop with its length in bundles and trip count.
 Only ratios between two versions on one target mean something. Clocks: v4 1.05,
@@ -31,6 +32,8 @@ import shutil
 import sys
 import tempfile
 
+from hlo_operations import operations
+
 TOPOLOGY = {
     "v4": "v4:2x2x1",
     "v5e": "v5e:1x1",
@@ -45,21 +48,9 @@ GHZ_AND_GBS = {
     "v6e": (1.75, 1640),
     "tpu7x": (1.9, 3690),
 }
-ITEM = {
-    "f32": 4,
-    "bf16": 2,
-    "s32": 4,
-    "u32": 4,
-    "pred": 1,
-    "s8": 1,
-    "u8": 1,
-    "f16": 2,
-    "s16": 2,
-    "u16": 2,
-    "s64": 8,
-    "f64": 8,
-}
-SHAPE = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
+# Peak of bfloat16, of a chip. Source: cloud.google.com/tpu/docs/v4, v5e, v5p,
+# v6e, tpu7x.
+TFLOPS = {"v4": 275, "v5e": 197, "v5p": 459, "v6e": 918, "tpu7x": 2307}
 BUNDLE = re.compile(
     r"^\s*(0x[0-9a-f]+|0)\s+(?:([A-Z]{2}(?:,[A-Z]{2})*)\s*)?"
     r":\s+((?:>\s?)*)\{(.*)$"
@@ -78,140 +69,11 @@ def quiet_environment(dump):
         TPU_STDERR_LOG_LEVEL="3",
         TPU_MIN_LOG_LEVEL="3",
         TF_CPP_MIN_LOG_LEVEL="3",
-        LIBTPU_INIT_ARGS=f"--xla_jf_dump_to={dump} "
-        "--xla_jf_dump_llo_text=true --xla_jf_dump_hlo_text=true",
+        # After the user's own.
+        LIBTPU_INIT_ARGS=f"{os.environ.get('LIBTPU_INIT_ARGS', '')} "
+        f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true "
+        "--xla_jf_dump_llo_pass_label_regex=final_bundles",
     )
-
-
-def _bytes(kind, dims, layout):
-    """(bytes with tile padding, memory space) of one array type in HLO text."""
-    if kind not in ITEM:
-        return 0, 0
-    d, space = [int(v) for v in dims.split(",") if v], 0
-    if layout:
-        m = re.search(r"S\((\d+)\)", layout)
-        space = int(m.group(1)) if m else 0
-        m = re.search(r"T\((\d+),(\d+)\)", layout)
-        order = [int(v) for v in layout.split(":")[0].split(",") if v]
-        if m and len(d) >= 2 and len(order) >= 2:
-            sub, lane = int(m.group(1)), int(m.group(2))
-            d[order[0]] = -(-d[order[0]] // lane) * lane
-            d[order[1]] = -(-d[order[1]] // sub) * sub
-    n = 1
-    for v in d:
-        n *= v
-    return n * ITEM[kind], space
-
-
-def _closing(text):
-    depth = 1
-    for i, ch in enumerate(text):
-        depth += (ch == "(") - (ch == ")")
-        if depth == 0:
-            return i
-    return len(text)
-
-
-def _parts(hlo, fusion):
-    """What a fusion touches of its operands, where that is not all of them.
-
-    Returns:
-        `({operand: bytes}, bytes or None)`: read of those of which it takes
-        some rows alone, and written if it puts rows into one of them in place.
-    """
-    called = re.search(r"calls=%([\w.\-]+)", fusion)
-    start = called and hlo.find(f"\n%{called.group(1)} (")
-    if not called or start < 0:
-        return {}, None
-    lines = hlo[start : hlo.index("\n}", start)].splitlines()[2:]
-
-    def size(name):
-        return next(
-            _bytes(*SHAPE.search(line).groups())[0]
-            for line in lines
-            if re.search(rf"%{re.escape(name)} = ", line)
-        )
-
-    read, written = {}, None
-    for line in lines:
-        m = re.search(r"%([\w.\-]+) = .* parameter\((\d+)\)", line)
-        if not m:
-            continue
-        name, index = re.escape(m.group(1)), int(m.group(2))
-        uses = [x for x in lines if re.search(rf"[(, ]%{name}[,)]", x)]
-        taken = [
-            re.search(rf"%(\S+) = \S+ (?:gather|dynamic-slice)\(%{name},", x)
-            for x in uses
-        ]
-        put = [
-            re.search(
-                rf"(?:scatter\(%{name}, %\S+, |"
-                rf"dynamic-update-slice\(%{name}, )%([\w.\-]+)",
-                x,
-            )
-            for x in uses
-        ]
-        if uses and all(taken):
-            read[index] = sum(size(x.group(1)) for x in taken)
-        elif len(uses) == 1 and put[0]:
-            read[index], written = 0, size(put[0].group(1))
-    return read, written
-
-
-def hbm_traffic(hlo):
-    """[(instruction, opcode, bytes)] of the entry computation, in HBM alone."""
-    entry = hlo[hlo.index("\nENTRY") :]
-    entry = entry[: entry.index("\n}")]
-    shapes, rows = {}, []
-    for line in entry.splitlines():
-        m = re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*)$", line)
-        if not m:
-            continue
-        name, rest = m.groups()
-        cut = _closing(rest[1:]) + 2 if rest[0] == "(" else rest.index(" ")
-        kind, rest = rest[:cut], rest[cut:].strip()
-        m = re.match(r"([\w\-]+)\(", rest)
-        if not m:
-            continue
-        op = m.group(1)
-        shapes[name] = [_bytes(*s) for s in SHAPE.findall(kind)]
-        if op in (
-            "parameter",
-            "constant",
-            "tuple",
-            "get-tuple-element",
-            "bitcast",
-            "iota",
-            "after-all",
-        ) or op.endswith("-done"):
-            continue
-        args = rest[len(op) + 1 :]
-        operands = re.findall(r"%([\w.\-]+)", args[: _closing(args)])
-        partly, rows_written = {}, None
-        if op == "fusion":
-            partly, rows_written = _parts(hlo, rest)
-        read = sum(
-            partly.get(i, b)
-            for i, o in enumerate(operands)
-            for b, s in shapes.get(o, [])
-            if s == 0
-        )
-        write = sum(b for b, s in shapes[name] if s == 0)
-        if rows_written is not None and write:
-            write = rows_written
-        if op == "copy-start":
-            (wb, ws), (rb, rs) = shapes[name][0], shapes[name][1]
-            read, write = rb if rs == 0 else 0, wb if ws == 0 else 0
-        elif op in ("slice-start", "async-start", "dynamic-slice-start"):
-            arrays = [v for v in shapes[name] if v[0] > 1024]
-            if arrays:
-                b, s = arrays[-1]
-                read, write = (
-                    b if all(v[1] == 0 for v in arrays[:-1]) else 0,
-                    b if s == 0 else 0,
-                )
-        rows.append((name, op, read + write))
-    return rows
 
 
 def _bundles(path):
@@ -318,6 +180,36 @@ def schedules(dump):
     return out
 
 
+def _of_a_twin(operation, found, schedules):
+    """The compiler schedules one of several operations that are the same."""
+    for other in found:
+        if other.twin == operation.twin and other.name in schedules:
+            return schedules[other.name]
+    return 0, []
+
+
+def _times(operation, found, schedules, target):
+    """A row of the report, all runs of the operation, and its loops."""
+    ghz, gbs = GHZ_AND_GBS[target]
+    cycles, loops = schedules.get(operation.name) or _of_a_twin(
+        operation, found, schedules
+    )
+    row = dict(
+        name=operation.name,
+        source=operation.source,
+        result=operation.result,
+        times=operation.times,
+        bundles=cycles,
+        bytes=operation.bytes,
+        flops=operation.flops,
+        compute_ms=operation.times * cycles / ghz / 1e6,
+        products_ms=operation.times * operation.flops / TFLOPS[target] / 1e9,
+        hbm_ms=operation.times * operation.bytes / gbs / 1e6,
+    )
+    row["bound_ms"] = max(row["compute_ms"], row["products_ms"], row["hbm_ms"])
+    return row, loops
+
+
 def measure(case, target="v5e", dump=None, donate=()):
     """Compiles `case(spec) -> (function, arguments)` for `target`.
 
@@ -343,27 +235,27 @@ def measure(case, target="v5e", dump=None, donate=()):
         )
     )
     compiled = jax.jit(fn, donate_argnums=donate).lower(*args).compile()
-    rows, ops = hbm_traffic(compiled.as_text()), schedules(dump)
-    ghz, gbs = GHZ_AND_GBS[target]
+    found, ops = operations(compiled.as_text()), schedules(dump)
     result = dict(
         target=target,
-        hbm_bytes=sum(b for _, _, b in rows),
+        hbm_bytes=sum(o.times * o.bytes for o in found),
         compute_ms=0.0,
         hbm_ms=0.0,
+        products_ms=0.0,
         bound_ms=0.0,
         peak_mib=getattr(compiled.memory_analysis(), "peak_memory_in_bytes", 0)
         / 2**20,
         kernels={},
+        operations=[],
     )
-    for name, op, nbytes in rows:
-        cycles, loops = ops.get(name, (0, []))
-        compute, hbm = cycles / ghz / 1e6, nbytes / gbs / 1e6
-        result["compute_ms"] += compute
-        result["hbm_ms"] += hbm
-        result["bound_ms"] += max(compute, hbm)
-        if op == "custom-call" and loops:
-            result["kernels"][name] = dict(
-                compute_ms=compute, hbm_ms=hbm, loops=loops
+    for operation in found:
+        row, loops = _times(operation, found, ops, target)
+        result["operations"].append(row)
+        for name in ("compute_ms", "hbm_ms", "products_ms", "bound_ms"):
+            result[name] += row[name]
+        if operation.opcode == "custom-call" and loops:
+            result["kernels"][operation.name] = dict(
+                compute_ms=row["compute_ms"], hbm_ms=row["hbm_ms"], loops=loops
             )
     if not keep:
         shutil.rmtree(dump, ignore_errors=True)
@@ -392,7 +284,10 @@ def main():
     if args.json:
         print(json.dumps(result))
         return
-    for key in ("hbm_bytes", "compute_ms", "hbm_ms", "bound_ms", "peak_mib"):
+    for key in (
+        *("hbm_bytes", "compute_ms", "products_ms", "hbm_ms", "bound_ms"),
+        "peak_mib",
+    ):
         print(f"{key:12s} {result[key]:.4g}")
     for name, kernel in result["kernels"].items():
         print(

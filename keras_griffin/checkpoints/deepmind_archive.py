@@ -14,6 +14,7 @@ import pickle
 import typing
 import zipfile
 
+from keras_griffin.checkpoints import arrays
 from keras_griffin.checkpoints import deepmind
 from keras_griffin.checkpoints import sizes
 from keras_griffin.checkpoints import weight_map
@@ -342,7 +343,7 @@ def _open_orbax(path):
     except (AttributeError, TypeError) as error:  # other leaves than arrays
         raise _damaged(path, error) from error
     size = sum(
-        math.prod(x.shape) * weight_map.np_dtype(x.dtype.name).itemsize
+        math.prod(x.shape) * arrays.np_dtype(x.dtype.name).itemsize
         for x in leaves.values()
     )
     sizes.check_compression(path, size)

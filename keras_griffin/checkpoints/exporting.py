@@ -1,6 +1,10 @@
 """Models as folders for other libraries, whole or not at all."""
 
+from __future__ import annotations
+
+import os
 import pathlib
+from typing import Any
 
 import keras_hub
 
@@ -61,7 +65,9 @@ def save_part_of_preset(save, path):
         preset_files.write_manifest(folder, pathlib.Path(path))
 
 
-def export_to_transformers(model, path, max_shard_size=5):
+def export_to_transformers(
+    model: Any, path: str | os.PathLike[str], max_shard_size: float = 5
+) -> None:
     """Writes a folder that transformers loads as RecurrentGemma.
 
     config.json, safetensors in the weights' own dtype and, with a
@@ -131,7 +137,9 @@ def _write_tokenizer(tokenizer, turn_format, folder):
     tokenizer_files.write(tokenizer.proto, folder, template)
 
 
-def export_to_deepmind(model, path, framework="flax"):
+def export_to_deepmind(
+    model: Any, path: str | os.PathLike[str], framework: str = "flax"
+) -> None:
     """Writes an archive as Google's on Kaggle, for DeepMind's own code.
 
     `model/` by orbax or `model.pt`, in the weights' own dtype, and with a

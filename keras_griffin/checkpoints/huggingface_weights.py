@@ -272,8 +272,8 @@ def _drop_output_embedding(tensors, folder):
     ]
     tied = output.shape == embedding.shape and all(
         np.array_equal(
-            safetensors_folder.read_rows(tensors, OUTPUT_EMBEDDING, rows),
-            safetensors_folder.read_rows(tensors, EMBEDDING, rows),
+            safetensors_folder.read(tensors, OUTPUT_EMBEDDING)[rows],
+            safetensors_folder.read(tensors, EMBEDDING)[rows],
         )
         for rows in pieces
     )

@@ -5,16 +5,19 @@ methods of the models; `keras.saving.save_model` and `load_model` are not
 theirs and do as Keras does.
 """
 
+from __future__ import annotations
+
 import contextlib
 import math
 import os
 import pathlib
 import zipfile
+from typing import Any
 
 import keras
 
+from keras_griffin.checkpoints import arrays
 from keras_griffin.checkpoints import sizes
-from keras_griffin.checkpoints import weight_map
 from keras_griffin.files import inside
 from keras_griffin.files.whole import check_room
 from keras_griffin.files.whole import finish
@@ -38,7 +41,13 @@ DAMAGE = (
 )
 
 
-def save(self, filepath, overwrite=True, zipped=None, **kwargs):
+def save(
+    self,
+    filepath: str | os.PathLike[str],
+    overwrite: bool = True,
+    zipped: bool | None = None,
+    **kwargs: Any,
+) -> None:
     """Saves the model as a `.keras` file. See `keras.Model.save`.
 
     An old file is replaced when the new one is written.
@@ -56,7 +65,12 @@ def save(self, filepath, overwrite=True, zipped=None, **kwargs):
         keras.Model.save(self, file, overwrite, zipped, **kwargs)
 
 
-def save_weights(self, filepath, overwrite=True, max_shard_size=None):
+def save_weights(
+    self,
+    filepath: str | os.PathLike[str],
+    overwrite: bool = True,
+    max_shard_size: float | None = None,
+) -> None:
     """Saves all weights. See `keras.Model.save_weights`.
 
     Old files are replaced when the new ones are written.
@@ -75,7 +89,12 @@ def save_weights(self, filepath, overwrite=True, max_shard_size=None):
         keras.Model.save_weights(self, file, overwrite, max_shard_size)
 
 
-def load_weights(self, filepath, skip_mismatch=False, **kwargs):
+def load_weights(
+    self,
+    filepath: str | os.PathLike[str],
+    skip_mismatch: bool = False,
+    **kwargs: Any,
+) -> None:
     """Loads weights that were saved. See `keras.Model.load_weights`.
 
     Args:
@@ -135,7 +154,7 @@ def hdf5_bytes(model):
     if getattr(model, "optimizer", None) is not None:
         variables += model.optimizer.variables
     return ROOM_FOR_ALL_ELSE + sum(
-        math.prod(v.shape) * weight_map.np_dtype(v.dtype).itemsize
+        math.prod(v.shape) * arrays.np_dtype(v.dtype).itemsize
         + ROOM_FOR_A_WEIGHT
         for v in variables
     )

@@ -87,6 +87,33 @@ def kaggle_folder(handle):
         return kagglehub.model_download(handle.removeprefix(KAGGLE_PREFIX))
 
 
+def config_file(handle):
+    """Returns the path of a hub's `config.json`, downloaded alone.
+
+    Args:
+        handle: str. `"hf://..."` or `"kaggle://..."`.
+
+    Returns:
+        The path in the cache, or `None` if the model has no such file.
+
+    Raises:
+        ValueError: for a handle of another hub.
+        PermissionError, ConnectionError, FileNotFoundError: see `explained`.
+    """
+    if handle.startswith(HF_PREFIX):
+        return hf_file(handle, "config.json")
+    if handle.startswith(KAGGLE_PREFIX):
+        import kagglehub
+
+        name = handle.removeprefix(KAGGLE_PREFIX)
+        with explained(handle):
+            return kagglehub.model_download(name, path="config.json")
+    raise ValueError(
+        f"An address must begin with {HF_PREFIX} or {KAGGLE_PREFIX}. "
+        f"Received: {handle!r}. Give one of these, a name or a folder."
+    )
+
+
 @contextlib.contextmanager
 def explained(handle):
     """Says what to do about a hub's refusal: which page, which variable.

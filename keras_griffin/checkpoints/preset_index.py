@@ -4,7 +4,7 @@ import collections
 import json
 from importlib import resources
 
-from keras_griffin.near_names import did_you_mean
+from keras_griffin.near_names import near_names
 
 _ENDING = ".json"
 
@@ -58,10 +58,9 @@ def preset_entry(name):
     """
     names = preset_names()
     if name not in names:
-        hint = did_you_mean(name, names)
         raise ValueError(
             f"A preset's name must be one of the index. Received: {name!r}. "
-            f"{hint}`keras-griffin presets` lists all names."
+            f"{near_presets(name)}`keras-griffin presets` lists all names."
         )
     text = _folder().joinpath(name + _ENDING).read_text(encoding="utf-8")
     return json.loads(text)
@@ -77,9 +76,43 @@ def preprocessor_arguments(preset):
     Returns:
         A dict of arguments of `GriffinCausalLMPreprocessor`.
     """
-    if preset not in preset_names():
-        return {}
-    return preset_entry(preset).get("preprocessor", {})
+    name = name_of(preset)
+    return {} if name is None else preset_entry(name).get("preprocessor", {})
+
+
+def name_of(preset):
+    """The name of a preset that is called by it or as its hub calls it.
+
+    Args:
+        preset: string. `"recurrent_gemma_2b_en"`,
+            `"google/recurrentgemma-2b"` or `"hf://google/recurrentgemma-2b"`.
+
+    Returns:
+        The name, or `None` for anything else that a preset can be.
+    """
+    for name in preset_names():
+        handles = (preset_entry(name)["weights"] or {}).values()
+        if preset == name or {preset, f"hf://{preset}"} & set(handles):
+            return name
+    return None
+
+
+def near_presets(name):
+    """A sentence with the presets that a mistyped name may have meant.
+
+    Args:
+        name: string. Also as a hub spells it, with its owner or without.
+
+    Returns:
+        `"Did you mean ...? "`, or `""`.
+    """
+    meant = {known: known for known in preset_names()}
+    for known in preset_names():
+        handle = (preset_entry(known)["weights"] or {}).get("hf", known)
+        handle = handle.removeprefix("hf://")
+        meant |= {handle: known, handle.rpartition("/")[2]: known}
+    near = dict.fromkeys(meant[spelt] for spelt in near_names(name, meant))
+    return f"Did you mean {', '.join(near)}? " if near else ""
 
 
 def preset_summaries():

@@ -15,6 +15,8 @@ from keras_griffin.checkpoints import preset_download
 from keras_griffin.checkpoints import preset_files
 from keras_griffin.checkpoints import sizes
 from keras_griffin.checkpoints import weight_map
+from keras_griffin.checkpoints.preset_index import name_of
+from keras_griffin.checkpoints.preset_index import near_presets
 from keras_griffin.checkpoints.preset_index import preset_entry
 from keras_griffin.checkpoints.preset_index import shipped_preset_path
 from keras_griffin.checkpoints.tokenizer_files import TOKENIZER_FILE
@@ -54,7 +56,8 @@ def find_preset(preset, load_weights=True):
     """Returns the `PresetSource` of a preset.
 
     Args:
-        preset: str. A name of `keras-griffin presets`, a folder (KerasHub's,
+        preset: str. A name of `keras-griffin presets` or Hugging Face's
+            name for it (`"google/recurrentgemma-2b"`), a folder (KerasHub's,
             Hugging Face's or DeepMind's format), a .pt file, or a handle
             (`"hf://..."`, `"kaggle://..."`).
         load_weights: bool. Whether weights are wanted: without them a named
@@ -83,13 +86,14 @@ def find_preset(preset, load_weights=True):
         return _find_in_folder(preset, load_weights)
     if os.path.isfile(preset) and deepmind_archive.find(preset):
         return PresetSource("deepmind", preset)
-    if os.sep in preset or preset.startswith("."):
+    name = name_of(preset) or preset
+    if os.sep in name or name.startswith("."):
         raise ValueError(
             "A preset's folder must exist. Received: "
-            f"{preset!r}, which is none. Check the path; names without a "
-            "slash are looked up among the built-in presets."
+            f"{preset!r}, which is none. {near_presets(preset)}Check the "
+            "path; `keras-griffin presets` lists all names."
         )
-    return _find_by_name(preset, load_weights)
+    return _find_by_name(name, load_weights)
 
 
 def build_backbone(cls, source, load_weights, overrides):

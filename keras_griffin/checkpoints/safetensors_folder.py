@@ -8,6 +8,7 @@ import dataclasses
 import json
 import pathlib
 
+import ml_dtypes
 import numpy as np
 
 from keras_griffin.files import inside
@@ -24,6 +25,7 @@ FLOAT_DTYPES = {
 }
 GIB = 1024**3  # bytes; KerasHub's "GB" in `max_shard_size`
 ALIGNMENT = 8  # bytes, of the header's end
+LENGTH = 8  # bytes, of the number at the start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +36,13 @@ class StoredTensor:
         path: path of the file.
         shape: tuple of ints.
         dtype: str. A key of `FLOAT_DTYPES`, or another name of the format.
+        start: int. Where its numbers begin in the file [bytes].
     """
 
     path: pathlib.Path
     shape: tuple
     dtype: str
+    start: int
 
 
 def stored_tensors(folder):
@@ -55,36 +59,32 @@ def stored_tensors(folder):
     folder = pathlib.Path(folder)
     tensors = {}
     for path in _weight_files(folder):
-        with _opened(path) as file:
-            for name in file.keys():
-                if name in tensors:
-                    raise ValueError(
-                        "A tensor must be in one shard only. Received: "
-                        f"{folder}, with {name} in {path.name} and another "
-                        "file. Remove shards that belong to another "
-                        "checkpoint."
-                    )
-                piece = file.get_slice(name)
-                tensors[name] = StoredTensor(
-                    path, tuple(piece.get_shape()), piece.get_dtype()
+        _check_file(path)
+        for name, (shape, dtype, start) in _read_header(path).items():
+            if name in tensors:
+                raise ValueError(
+                    "A tensor must be in one shard only. Received: "
+                    f"{folder}, with {name} in {path.name} and another "
+                    "file. Remove shards that belong to another "
+                    "checkpoint."
                 )
+            tensors[name] = StoredTensor(path, shape, dtype, start)
     return tensors
 
 
 def read(tensors, name):
     """Returns one tensor of `stored_tensors` as a NumPy array.
 
-    The file is mapped for this tensor alone: pages of a file that stays mapped
-    count as memory of the process until it is closed.
+    It is the file's own memory, mapped: nothing is copied until somebody
+    writes to it, and the file itself stays as it is.
     """
-    with _opened(tensors[name].path) as file:
-        return file.get_tensor(name)
-
-
-def read_rows(tensors, name, rows):
-    """Returns a slice of a tensor's first axis as a NumPy array."""
-    with _opened(tensors[name].path) as file:
-        return file.get_slice(name)[rows]
+    tensor = tensors[name]
+    dtype = FLOAT_DTYPES[tensor.dtype]
+    dtype = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    mapped = np.memmap(
+        tensor.path, dtype, "c", offset=tensor.start, shape=tensor.shape
+    )
+    return mapped.view(np.ndarray)
 
 
 def write(folder, specs, arrays, max_shard_size):
@@ -140,7 +140,7 @@ def _header(specs):
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % ALIGNMENT)
-    return len(text).to_bytes(8, "little") + text
+    return len(text).to_bytes(LENGTH, "little") + text
 
 
 def _bytes(shape, dtype):
@@ -161,7 +161,8 @@ def _weight_files(folder):
     return inside.indexed_files(folder, INDEX_FILE)
 
 
-def _opened(path):
+def _check_file(path):
+    """Has safetensors check a file's header, sizes and offsets included."""
     try:
         import safetensors
     except ImportError as error:
@@ -170,9 +171,30 @@ def _opened(path):
             f"{path}. Install it with `pip install keras-griffin[convert]`."
         ) from error
     try:
-        return safetensors.safe_open(path, framework="np")
+        with safetensors.safe_open(path, framework="np"):
+            pass
     except safetensors.SafetensorError as error:
         raise ValueError(
             "A safetensors file must be complete and undamaged. Received: "
             f"{path} ({error}). Download it again."
         ) from error
+
+
+def _read_header(path):
+    """Returns `{name: (shape, dtype, start)}` of a file that was checked.
+
+    safetensors gives copies only, which take as long again as the file's
+    pages.
+    """
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(LENGTH), "little")
+        header = json.loads(file.read(size))
+    header.pop("__metadata__", None)
+    return {
+        name: (
+            tuple(tensor["shape"]),
+            tensor["dtype"],
+            LENGTH + size + tensor["data_offsets"][0],
+        )
+        for name, tensor in header.items()
+    }

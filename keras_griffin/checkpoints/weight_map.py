@@ -10,22 +10,24 @@ Nothing here imports the models: a backbone is any object with their attributes.
 import contextlib
 import contextvars
 import dataclasses
+import gc
 import math
 import typing
 
 import keras
-import ml_dtypes
 import numpy as np
 
 from keras_griffin import keras_compat
+from keras_griffin.checkpoints import arrays
 from keras_griffin.layers.apply_dense import order_kernels
 from keras_griffin.training import quantization
 
 MAX_NAMES_IN_ERROR = 5
 # Seconds of loading before progress is shown: small models never get there.
 PROGRESS_DELAY = 2
-# Numbers looked at together: they fit into a core's cache.
-CHECKED_AT_ONCE = 2**19
+
+# Numbers of a model for which memory is freed first: a fifth of a second.
+LARGE = 10**8
 
 _weights_follow = contextvars.ContextVar("weights_follow", default=False)
 
@@ -209,6 +211,10 @@ def build_empty(build):
     with keras.StatelessScope(initialize_variables=False):
         model = build()
     keras_compat.forget_uninitialized()
+    if sum(math.prod(v.shape) for v in model.variables) > LARGE:
+        # Keras' models are cycles, which Python frees when it likes. One that
+        # was deleted should go before the weights of this one come.
+        gc.collect()
     return model
 
 
@@ -330,7 +336,7 @@ def with_progress(table, model, title):
     for row in table:
         variable = find_variable(model, row.variable)
         dtype = keras.backend.standardize_dtype(variable.dtype)
-        itemsize = np_dtype(dtype).itemsize
+        itemsize = arrays.np_dtype(dtype).itemsize
         sizes.append(math.prod(variable.shape) * itemsize)
     with tqdm(
         total=sum(sizes),
@@ -364,7 +370,7 @@ def export(table, model):
         # Keras' JAX variables are no tensors to `convert_to_numpy`, and the
         # backend reorders axes with all cores.
         value = keras.ops.convert_to_tensor(find_variable(model, row.variable))
-        value = _to_numpy(LAYOUTS[row.layout].to_theirs(value))
+        value = arrays.to_numpy(LAYOUTS[row.layout].to_theirs(value))
         if row.part is None:
             yield row.tensor, np.ascontiguousarray(value)
             continue
@@ -373,12 +379,6 @@ def export(table, model):
         if len(found) == counts[row.tensor]:
             del waiting[row.tensor]
             yield row.tensor, np.stack([found[i] for i in sorted(found)])
-
-
-def np_dtype(name):
-    """Returns the NumPy dtype of a Keras dtype name, bfloat16 included."""
-    # NumPy knows no "bfloat16"; ml_dtypes (which Keras requires) does.
-    return np.dtype(getattr(ml_dtypes, name, name))
 
 
 def _load_row(row, model, read, origin):
@@ -391,20 +391,28 @@ def _load_row(row, model, read, origin):
     to_ours = LAYOUTS[row.layout].to_ours
     name = row.variable.rpartition(".")[2]
     if dtype == "int8":
-        _check_finite(value, np.dtype("float32"), row.tensor, origin)
-        value, scale = quantization.rounded(to_ours(_tensor(value)), name)
+        arrays.check_finite(value, np.dtype("float32"), row.tensor, origin)
+        numbers = arrays.empty(variable.shape, "int8")
+        scale = quantization.rounded(to_ours(value), name, numbers)
         scales = find_variable(model, f"{row.variable}_scale")
-        _give(scales, keras.ops.cast(scale, scales.dtype))
-        _give(variable, value)
+        _give(scales, keras.ops.convert_to_tensor(scale, dtype=scales.dtype))
+        _give(variable, arrays.adopt(numbers))
         return
-    _check_finite(value, np_dtype(dtype), row.tensor, origin)
+    arrays.check_finite(value, arrays.np_dtype(dtype), row.tensor, origin)
     if keras.distribution.distribution() is not None:
         # Split on the host: else the whole tensor would be on one device.
-        _give(variable, to_ours(value).astype(np_dtype(dtype), copy=False))
+        _give(
+            variable,
+            to_ours(value).astype(arrays.np_dtype(dtype), copy=False),
+        )
         return
-    value = keras.ops.cast(to_ours(_tensor(value)), dtype)
-    is_kernel = row.layout == "transposed" and np_dtype(dtype).itemsize == 2
-    if keras.config.backend() == "torch" and not is_kernel:
+    is_torch = keras.config.backend() == "torch"
+    if value.dtype == arrays.np_dtype(dtype) and not is_torch:
+        _give(variable, arrays.adopt(arrays.row_by_row(to_ours(value))))
+        return
+    value = keras.ops.cast(to_ours(arrays.to_tensor(value)), dtype)
+    is_kernel = row.layout == "transposed" and "16" in dtype
+    if is_torch and not is_kernel:
         value = value.contiguous()  # kernels: see `order_kernels`
     _give(variable, value)
 
@@ -420,63 +428,11 @@ def _give(variable, value):
         keras_compat.initialize(variable, value)
 
 
-def _check_finite(value, dtype, tensor, origin):
-    """Refuses NaN and infinity, also where only `dtype` has no such number."""
-    flat = value.reshape(-1)
-    is_kept = value.dtype.kind not in "biu" and np.can_cast(value.dtype, dtype)
-    seen = value.dtype if is_kept else dtype
-    # On bits: of 16-bit numbers NumPy asks one by one. The sign is the first.
-    bits = np.dtype(f"u{seen.itemsize}")
-    no_sign = bits.type(np.iinfo(bits).max // 2)
-    infinity = np.array(np.inf, seen).view(bits)
-    wrong = 0
-    for start in range(0, flat.size, CHECKED_AT_ONCE):
-        with np.errstate(over="ignore"):  # reported below, with its name
-            part = flat[start : start + CHECKED_AT_ONCE].astype(
-                seen, copy=False
-            )
-        part = part.view(bits) & no_sign
-        if part.max() >= infinity:
-            wrong += int((part >= infinity).sum())
-    if not wrong:
-        return
-    raise ValueError(
-        f"Weights must be finite numbers in {dtype.name}. Received: "
-        f"{origin}, {tensor} with {wrong} of {flat.size} that are NaN or "
-        "infinite. Fetch the checkpoint anew, or load it with a dtype of "
-        "wider range; do not use the model as it is now."
-    )
-
-
 def _part_counts(table):
     counts = {}
     for row in table:
         counts[row.tensor] = counts.get(row.tensor, 0) + 1
     return counts
-
-
-def _tensor(array):
-    """The backend's tensor of a NumPy array, which it may take over."""
-    if keras.config.backend() == "torch" and array.dtype.name == "bfloat16":
-        import torch
-
-        # The same bits. Keras would make a float32 copy on the way.
-        bits = np.ascontiguousarray(array).view("int16")
-        array = torch.from_numpy(bits).view(torch.bfloat16)
-    return keras.ops.convert_to_tensor(array)
-
-
-def _to_numpy(tensor):
-    if (
-        keras.config.backend() == "torch"
-        and keras.backend.standardize_dtype(tensor.dtype) == "bfloat16"
-    ):
-        import torch
-
-        # The same bits; Keras would make a float32 copy on the way.
-        bits = tensor.detach().view(torch.int16).cpu().numpy()
-        return bits.view(ml_dtypes.bfloat16)
-    return keras.ops.convert_to_numpy(tensor)
 
 
 def _some(names):

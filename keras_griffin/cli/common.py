@@ -8,60 +8,41 @@ import contextlib
 import importlib.util
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 from keras_griffin.checkpoints import preset_index
 from keras_griffin.files.whole import check_place
 
 BACKENDS = ("jax", "torch", "tensorflow")  # the order of preference
+CACHE = "JAX_COMPILATION_CACHE_DIR"
+CACHE_SETTINGS = {
+    # Bytes. The oldest programs go; those of the shipped preset take 1 MB.
+    "JAX_COMPILATION_CACHE_MAX_SIZE": str(2**30),
+    # Seconds. JAX's own limit, 1, leaves out most of a small model's.
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+}
 DTYPES = ("float32", "bfloat16", "float16")
-SAMPLERS = ("greedy", "top_k", "top_p", "random")
-TOP_K = 40  # tokens
-TOP_P = 0.9  # probability
 
 
 class CommandError(Exception):
     """A mistake in how the command was called, told in one line."""
 
+    code = 2  # of the process
 
-def add_model_arguments(parser):
-    parser.add_argument(
-        "--preset",
-        default="griffin_shakespeare_en",
-        help="a name of `keras-griffin presets`, a folder, or an hf:// or "
-        "kaggle:// address (default: %(default)s, which is shipped)",
-    )
-    parser.add_argument(
-        "--sampler",
-        choices=SAMPLERS,
-        default="top_p",
-        help="how the next token is chosen: greedy takes the likeliest; top_k "
-        f"draws from the {TOP_K} likeliest; top_p from the likeliest that "
-        f"together have probability {TOP_P}; random from all "
-        "(default: %(default)s)",
-    )
-    parser.add_argument(
-        "--temperature",
-        metavar="T",
-        type=positive_float,
-        default=1.0,
-        help="below 1 is safer, above 1 more surprising (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--seed",
-        metavar="N",
-        type=seed,
-        help="makes the draw repeatable (default: another one each time)",
-    )
-    add_backend_argument(parser)
+
+class Failure(CommandError):
+    """What is wrong elsewhere: the network is gone, a disk is full."""
+
+    code = 1
 
 
 def add_backend_argument(parser):
     parser.add_argument(
         "--backend",
         choices=BACKENDS,
-        help="what computes (default: KERAS_BACKEND, or the first installed "
-        f"of {', '.join(BACKENDS)})",
+        help="the framework that computes (default: KERAS_BACKEND, or the "
+        f"first installed of {', '.join(BACKENDS)})",
     )
 
 
@@ -74,10 +55,37 @@ def positive_int(text):
     return number
 
 
+def whole_number(text):
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(
+            f"must be at least 0. Received: {number}"
+        )
+    return number
+
+
 def positive_float(text):
     number = float(text)
     if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"must be above 0. Received: {number}")
+    return number
+
+
+def number_from_0(text):
+    number = float(text)
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(
+            f"must be at least 0. Received: {number}"
+        )
+    return number
+
+
+def probability(text):
+    number = float(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(
+            f"must be in [0, 1]. Received: {number}"
+        )
     return number
 
 
@@ -98,10 +106,12 @@ def index_entry(preset):
     """
     if Path(preset).is_dir():
         return None
-    if preset.startswith((".", "~")) or "/" in preset or os.sep in preset:
-        raise CommandError(f"There is no folder {preset}.")
+    name = preset_index.name_of(preset) or preset
+    if name.startswith((".", "~")) or "/" in name or os.sep in name:
+        near = preset_index.near_presets(name)
+        raise CommandError(f"There is no folder {preset}. {near}".strip())
     try:
-        return preset_index.preset_entry(preset)
+        return preset_index.preset_entry(name)
     except ValueError as error:
         raise CommandError(str(error)) from error
 
@@ -130,10 +140,38 @@ def check_writable(file):
 def importing_keras(backend=None):
     """Around imports of Keras: chooses the backend, settles TensorFlow."""
     choose_backend(backend)
+    if os.environ["KERAS_BACKEND"] == "jax" and "jax" not in sys.modules:
+        keep_programs(os.environ)
     # Errors only. A few lines come before TensorFlow (2.21) reads it.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     yield
     _settle_tensorflow()
+
+
+def keep_programs(environment):
+    """Has JAX keep what it compiles, unless it was told what to do.
+
+    Args:
+        environment: dict, of the process. JAX reads it when it is imported.
+    """
+    if CACHE in environment:
+        return
+    cache = environment.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(cache) / "keras_griffin" / "jax"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        print(
+            "keras-griffin: compiled programs are not kept, so that each "
+            f"start takes longer: {error}. Set {CACHE} to a folder that can "
+            "be written.",
+            file=sys.stderr,
+        )
+        return
+    environment[CACHE] = str(folder)
+    for name, value in CACHE_SETTINGS.items():
+        environment.setdefault(name, value)
 
 
 def is_installed(package):
@@ -192,35 +230,7 @@ def _settle_tensorflow():
         return
 
 
-def load_model(preset, backend, dtype=None):
-    """Returns the `GriffinCausalLM` of a preset."""
-    check_has_weights(preset)
-    with importing_keras(backend):
-        from keras_griffin.models.griffin_causal_lm import GriffinCausalLM
-    try:
-        return GriffinCausalLM.from_preset(preset, dtype=dtype)
-    except (ImportError, OSError, ValueError) as error:
-        raise CommandError(f"{preset}: {error}") from error
-
-
-def load_for_sampling(arguments):
-    """Returns the model of `add_model_arguments`, ready to print text."""
-    model = load_model(arguments.preset, arguments.backend)
-    model.compile(sampler=_sampler(arguments))
+def print_any_text():
+    """Lets a terminal that lacks a character show "?" and go on."""
     if hasattr(sys.stdout, "reconfigure"):
-        # A terminal that lacks a character shows "?" and goes on.
         sys.stdout.reconfigure(errors="replace")
-    return model
-
-
-def _sampler(arguments):
-    from keras_hub import samplers
-
-    options = {"temperature": arguments.temperature, "seed": arguments.seed}
-    if arguments.sampler == "greedy":
-        return samplers.GreedySampler()
-    if arguments.sampler == "top_k":
-        return samplers.TopKSampler(k=TOP_K, **options)
-    if arguments.sampler == "top_p":
-        return samplers.TopPSampler(p=TOP_P, **options)
-    return samplers.RandomSampler(**options)

@@ -10,7 +10,7 @@ FRAMEWORKS = ("flax", "torch")
 CHECKED_TOKENS = 32
 STRIDE = 7919  # a prime: the tokens lie all over the vocabulary
 
-SUMMARY = "write a model in another form"
+SUMMARY = "write a model in another library's format"
 DESCRIPTION = """\
 Writes a model in another form, for KerasHub, transformers or DeepMind's code.
 

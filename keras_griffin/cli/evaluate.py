@@ -5,9 +5,10 @@ import os
 from pathlib import Path
 
 from keras_griffin.cli import common
+from keras_griffin.cli import loading
 from keras_griffin.files.whole import whole_file
 
-SUMMARY = "scores in lm-eval's tasks"
+SUMMARY = "measure a model on lm-eval's tasks"
 # The tasks of arXiv:2402.19427, table 1, by lm-eval's names.
 PAPER_TASKS = "mmlu,hellaswag,piqa,winogrande,arc_easy,arc_challenge"
 DESCRIPTION = """\
@@ -73,11 +74,7 @@ def add_arguments(parser):
         type=Path,
         help="also write the results there, as JSON",
     )
-    parser.add_argument(
-        "--dtype",
-        choices=common.DTYPES,
-        help="of weights and computations (default: that of Keras, float32)",
-    )
+    loading.add_dtype_arguments(parser)
     common.add_backend_argument(parser)
 
 
@@ -89,13 +86,12 @@ def run(arguments):
         )
     if arguments.output is not None:
         common.check_writable(arguments.output)
-    model = common.load_model(
-        arguments.preset, arguments.backend, arguments.dtype
-    )
+    model = loading.load_model(arguments)
     results = _measured(model, arguments)
     results["config"]["model_args"] = {
         "preset": arguments.preset,
-        "dtype": arguments.dtype or "float32",
+        "dtype": str(model.backbone.dtype_policy.name),
+        "quantize": arguments.quantize,
         "batch_size": arguments.batch_size,
     }
     from lm_eval.utils import make_table

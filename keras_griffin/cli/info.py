@@ -1,5 +1,6 @@
 """`keras-griffin info`: sizes and memory of a model, nothing built."""
 
+import json
 from pathlib import Path
 
 from keras_griffin.checkpoints import preset_index
@@ -10,12 +11,14 @@ ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 # Weights, gradients and AdamW's two moments.
 TRAINING_COPIES = 4
 
-SUMMARY = "sizes and memory of a model"
+SUMMARY = "show the size and memory of a model"
 DESCRIPTION = """\
 Prints the configuration, the exact number of parameters and the memory that a
-model needs. Nothing is built or downloaded.
+model needs. Nothing is built, and of a hub's model its config.json alone is
+downloaded.
 
   keras-griffin info griffin_7b
+  keras-griffin info hf://google/recurrentgemma-2b
   keras-griffin info ./my_model        a folder of `save_to_preset`, or one in
                                        Hugging Face's or DeepMind's format"""
 
@@ -24,31 +27,39 @@ def add_arguments(parser):
     parser.add_argument(
         "preset",
         metavar="PRESET_OR_FOLDER",
-        help="a name of `keras-griffin presets`, or a folder",
+        help="a name of `keras-griffin presets`, a folder, or an hf:// or "
+        "kaggle:// address",
     )
+
+    parser.add_argument("--json", action="store_true", help="print it as JSON")
 
 
 def run(arguments):
-    entry = common.index_entry(arguments.preset)
-    if entry is None:
-        backbone = folder_config(Path(arguments.preset))
-        print(arguments.preset)
-    else:
-        backbone = entry["backbone"]
-        print(f"{entry['name']}\n{entry['description']}")
-        weights = " or ".join((entry["weights"] or {}).values()) or "none"
-        print(f"Weights: {weights}\nSource: {entry['source']}")
-
-    parameters = preset_index.parameter_count(backbone)
+    facts = _facts(arguments.preset)
+    if arguments.json:
+        print(json.dumps(facts, indent=2))
+        return
+    print(facts["name"])
+    if "description" in facts:
+        weights = " or ".join((facts["weights"] or {}).values()) or "none"
+        print(facts["description"])
+        print(f"Weights: {weights}\nSource: {facts['source']}")
+    backbone, parameters = facts["backbone"], facts["parameters"]
     embedding = backbone["vocabulary_size"] * backbone["hidden_dim"]
     print(
         f"\nParameters: {parameters:,} "
         f"({parameters - embedding:,} without the embedding)"
     )
-    blocks = preset_index.block_counts(backbone)
-    counts = ", ".join(f"{count} {name}" for name, count in blocks.items())
+    counts = ", ".join(
+        f"{count} {name}" for name, count in facts["blocks"].items()
+    )
     print(f"Blocks: {backbone['num_layers']} ({counts})")
-    _print_memory(backbone, parameters, blocks)
+    print(
+        "\nMemory:" + " " * 25 + "".join(f"{dtype:>12}" for dtype in ITEM_BYTES)
+    )
+    for name, sizes in facts["bytes"].items():
+        numbers = "".join(f"{_bytes(n):>12}" for n in sizes.values())
+        print(f"  {name:30}{numbers}")
     print("\nConfiguration:")
     for name, value in backbone.items():
         if isinstance(value, list):
@@ -56,10 +67,39 @@ def run(arguments):
         print(f"  {name:21}  {value}")
 
 
-def _print_memory(backbone, parameters, blocks):
-    print(
-        "\nMemory:" + " " * 25 + "".join(f"{dtype:>12}" for dtype in ITEM_BYTES)
-    )
+def _facts(preset):
+    """All that is told of a model."""
+    if "://" in preset:
+        facts = {"name": preset, "backbone": folder_config(_download(preset))}
+    else:
+        entry = common.index_entry(preset)
+        facts = dict(entry or {})
+        if entry is None:
+            facts = {"name": preset, "backbone": folder_config(Path(preset))}
+    backbone = facts.pop("backbone")
+    facts["parameters"] = preset_index.parameter_count(backbone)
+    facts["blocks"] = preset_index.block_counts(backbone)
+    facts["bytes"] = _memory(backbone, facts["parameters"], facts["blocks"])
+    return {**facts, "backbone": backbone}
+
+
+def _download(handle):
+    """The folder with a hub's config.json, and nothing else of the model."""
+    with common.importing_keras():
+        from keras_griffin.checkpoints import preset_download
+    try:
+        file = preset_download.config_file(handle)
+    except ConnectionError as error:
+        raise common.Failure(str(error)) from error
+    except (OSError, ValueError) as error:
+        raise common.CommandError(str(error)) from error
+    if file is None:
+        raise common.CommandError(f"{handle} has no config.json.")
+    return Path(file).parent
+
+
+def _memory(backbone, parameters, blocks):
+    """Bytes by what they are for and by dtype."""
     rows = {
         "weights": [parameters * size for size in ITEM_BYTES.values()],
         "training with AdamW, at least": [
@@ -74,8 +114,10 @@ def _print_memory(backbone, parameters, blocks):
             blocks["global_attention"] * 2 * backbone["head_dim"] * size
             for size in ITEM_BYTES.values()
         ]
-    for name, sizes in rows.items():
-        print(f"  {name:30}" + "".join(f"{_bytes(n):>12}" for n in sizes))
+    return {
+        name: dict(zip(ITEM_BYTES, sizes, strict=True))
+        for name, sizes in rows.items()
+    }
 
 
 def state_bytes(backbone, blocks, size):

@@ -5,28 +5,35 @@ import os
 import sys
 
 from keras_griffin.cli import chat
+from keras_griffin.cli import completion
 from keras_griffin.cli import convert
 from keras_griffin.cli import evaluate
 from keras_griffin.cli import generate
 from keras_griffin.cli import info
 from keras_griffin.cli import plan
 from keras_griffin.cli import presets
+from keras_griffin.cli import serve
+from keras_griffin.cli import train
 from keras_griffin.cli.common import CommandError
+from keras_griffin.cli.common import Failure
 from keras_griffin.version import __version__
 
-USAGE_ERROR = 2
-FAILURE = 1
+USAGE_ERROR = CommandError.code
+FAILURE = Failure.code
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 # Each has SUMMARY, DESCRIPTION, `add_arguments(parser)`, `run(arguments)`.
 COMMANDS = {
     "generate": generate,
     "chat": chat,
+    "train": train,
+    "serve": serve,
     "convert": convert,
     "presets": presets,
     "info": info,
     "plan": plan,
     "evaluate": evaluate,
+    "completion": completion,
 }
 
 DESCRIPTION = """\
@@ -34,9 +41,11 @@ Griffin, Hawk and RecurrentGemma on Keras 3.
 
   keras-griffin generate "ROMEO:"            text from the shipped model
   keras-griffin chat                         talk to a model
+  keras-griffin train data.txt               train a model on your own text
+  keras-griffin serve                        OpenAI's HTTP API, for many users
   keras-griffin convert SOURCE TARGET --to transformers
   keras-griffin presets                      every model, with its size
-  keras-griffin info recurrent_gemma_2b_en   sizes and memory of one model
+  keras-griffin info recurrent_gemma_2b_en   size and memory of one model
   keras-griffin plan recurrent_gemma_2b_en   memory of training on a TPU slice
   keras-griffin evaluate recurrent_gemma_2b_en   MMLU, HellaSwag and others
 
@@ -51,8 +60,8 @@ def main(argv=None):
             Defaults to `None`: those of the process.
 
     Returns:
-        The exit code: 0, 1 if a file or the output cannot be written, 2 for a
-        wrong call, 130 after Ctrl-C.
+        The exit code: 0, 1 if a file or the output cannot be written or a
+        hub cannot be reached, 2 for a wrong call, 130 after Ctrl-C.
     """
     _replace_closed_streams()
     arguments = _parser().parse_args(argv)
@@ -61,7 +70,7 @@ def main(argv=None):
         sys.stdout.flush()
     except CommandError as error:
         print(f"keras-griffin: error: {error}", file=sys.stderr)
-        return USAGE_ERROR
+        return error.code
     except KeyboardInterrupt:
         print()
         return INTERRUPTED

@@ -1,11 +1,13 @@
 """`keras-griffin plan`: memory of training on a TPU slice that is not here."""
 
 import argparse
+import dataclasses
+import json
 import os
 
 from keras_griffin.cli import common
 
-SUMMARY = "memory of training on a TPU slice"
+SUMMARY = "find the memory of training on a TPU slice"
 DESCRIPTION = """\
 Compiles a step of training for a TPU slice, without a TPU and without weights,
 and prints what it needs: memory of a chip, matrix products, collectives, and
@@ -72,6 +74,7 @@ def add_arguments(parser):
         default="mixed_bfloat16",
         help="the policy (default: %(default)s)",
     )
+    parser.add_argument("--json", action="store_true", help="print it as JSON")
     parser.add_argument(
         "--thorough",
         action="store_true",
@@ -120,4 +123,7 @@ def run(arguments):
         )
     except ValueError as error:
         raise common.CommandError(str(error)) from error
+    if arguments.json:
+        print(json.dumps(dataclasses.asdict(result), indent=2))
+        return
     print(result)

@@ -1,16 +1,19 @@
 """`keras-griffin presets`: every model that has a name."""
 
-import shutil
-import sys
+import json
 
 from keras_griffin.checkpoints import preset_index
 
 SUMMARY = "list the models that have a name"
-DESCRIPTION = "Lists the models that have a name, those with weights first."
+DESCRIPTION = """\
+Lists the models that have a name, those with weights first.
+`keras-griffin info NAME` tells more about one; so does --json about all."""
 
 
 def add_arguments(parser):
-    """There are none."""
+    parser.add_argument(
+        "--json", action="store_true", help="print all that is known, as JSON"
+    )
 
 
 def run(arguments):
@@ -24,33 +27,23 @@ def run(arguments):
             entry["parameters"],
         )
     )
-    rows = [("NAME", "PARAMETERS", "WEIGHTS", "DESCRIPTION")] + [
+    if arguments.json:
+        print(json.dumps(entries, indent=2))
+        return
+    rows = [("NAME", "PARAMETERS", "WEIGHTS")] + [
         (
             entry["name"],
             _short_count(entry["parameters"]),
             ", ".join(entry["weights"] or ("none",)),
-            entry["description"].partition(". ")[0],
         )
         for entry in entries
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    for name, parameters, weights, description in rows:
-        _print_line(
-            f"{name:{widths[0]}}  {parameters:>{widths[1]}}  "
-            f"{weights:{widths[2]}}  {description}"
-        )
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    for name, parameters, weights in rows:
+        print(f"{name:{widths[0]}}  {parameters:>{widths[1]}}  {weights}")
 
 
 def _short_count(number):
     if number >= 1e9:
         return f"{number / 1e9:.2f}B"
     return f"{number / 1e6:.2f}M"
-
-
-def _print_line(line):
-    """Prints a line, cut at a terminal's edge; whole into a file or pipe."""
-    if sys.stdout.isatty():
-        columns = shutil.get_terminal_size().columns
-        if len(line) > columns:
-            line = line[: columns - 3] + "..."
-    print(line)

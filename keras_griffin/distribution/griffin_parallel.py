@@ -1,3 +1,8 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 import numpy as np
 
@@ -58,13 +63,13 @@ class GriffinParallel(keras.distribution.ModelParallel):
 
     def __init__(
         self,
-        batch=-1,
-        model=1,
-        sequence=1,
-        fully_sharded=True,
-        devices=None,
-        auto_shard_dataset=True,
-    ):
+        batch: int = -1,
+        model: int = 1,
+        sequence: int = 1,
+        fully_sharded: bool = True,
+        devices: Sequence[Any] | None = None,
+        auto_shard_dataset: bool = True,
+    ) -> None:
         if devices is None:
             devices = keras.distribution.list_devices()
         sizes = {BATCH: batch, SEQUENCE: sequence, MODEL: model}
@@ -91,12 +96,12 @@ class GriffinParallel(keras.distribution.ModelParallel):
             auto_shard_dataset=auto_shard_dataset,
         )
 
-    def get_data_layout(self, data_shape):
-        axes = [BATCH, SEQUENCE][: len(data_shape)]
+    def get_data_layout(self, data_shape: Sequence[int | None]) -> Any:
+        axes: list[Any] = [BATCH, SEQUENCE][: len(data_shape)]
         axes += [None] * (len(data_shape) - len(axes))
         return keras.distribution.TensorLayout(axes, self.device_mesh)
 
-    def get_variable_layout(self, variable):
+    def get_variable_layout(self, variable: Any) -> Any:
         layout = super().get_variable_layout(variable)
         if keras_compat.own_layout(variable) is not None:
             return layout
@@ -109,6 +114,7 @@ class GriffinParallel(keras.distribution.ModelParallel):
         # copy on each device does no harm then.
         size = axis_size(self.device_mesh, BATCH)
         blocks, rows, _ = shape
+        axes: tuple[str | None, ...]
         if rows % size == 0:
             axes = (layout.axes[0], BATCH, None)
         elif blocks % size == 0 and axis_size(self.device_mesh, MODEL) == 1:

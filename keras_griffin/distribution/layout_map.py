@@ -1,6 +1,9 @@
 """Which axis of a device mesh shards which dimension of which weight."""
 
+from __future__ import annotations
+
 import re
+from typing import Any
 
 import keras
 
@@ -44,7 +47,7 @@ LAYOUTS = (
 )
 
 
-def layout_map(device_mesh, fully_sharded=True):
+def layout_map(device_mesh: Any, fully_sharded: bool = True) -> Any:
     """Makes the layout map of a Griffin for a mesh, by the mesh alone.
 
     | axis of the mesh | what it shards |
@@ -100,7 +103,7 @@ def layout_map(device_mesh, fully_sharded=True):
     return layouts
 
 
-def check_layout_map(layout_map, model):
+def check_layout_map(layout_map: Any, model: Any) -> None:
     """Raises unless a layout map says of every matrix of a model where it is.
 
     Keras keeps a full copy on every device of a weight that no pattern

@@ -6,19 +6,18 @@ import tensorflow as tf
 from keras_griffin import keras_compat
 
 
-def function_of_replica(model, call):
-    """`call` as a `tf.function` of one replica; `None` without a strategy.
+def function_of_replica(model):
+    """A model's `_call` for one replica; `None` without a strategy.
 
-    XLA compiles this one if it is to compile. Keras would give it one program
-    for all replicas, which it refuses where they have devices of their own
-    (https://github.com/keras-team/keras/issues/19005), and which can't hold
-    the programs that a `TPUStrategy` compiles itself. In those XLA finds this
-    function like any other of the replica's.
+    It is a `tf.function`. XLA compiles this one if it is to compile. Keras
+    would give it one program for all replicas, which it refuses where they
+    have devices of their own (https://github.com/keras-team/keras/issues/19005)
+    and which can't hold the programs that a `TPUStrategy` compiles itself. In
+    those XLA finds this function like any other of the replica's.
 
     Args:
         model: a compiled model. Keras is told not to ask XLA again, and to
             build it from one replica's inputs.
-        call: callable. What the model does.
     """
     if keras_compat.own_strategy(model) is None:
         return None
@@ -28,7 +27,7 @@ def function_of_replica(model, call):
         return None
     model.jit_compile = False
     return tf.function(
-        call,
+        model._call,
         jit_compile=model._requested_jit_compile is True,
         reduce_retracing=True,
         autograph=False,

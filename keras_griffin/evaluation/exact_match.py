@@ -1,7 +1,13 @@
+from __future__ import annotations
+
+from typing import Any
+
 import numpy as np
 
 
-def exact_match(model, prompts, answers, batch_size=32):
+def exact_match(
+    model: Any, prompts: Any, answers: Any, batch_size: int = 32
+) -> np.ndarray:
     """Which answers does a model give without an error, by greedy decoding?
 
     Prompts are read in pieces with the state carried on, so that memory does

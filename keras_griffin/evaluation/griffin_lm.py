@@ -1,6 +1,10 @@
 """Imported when `keras_griffin.evaluation.GriffinLM` is asked for."""
 
+from __future__ import annotations
+
 import json
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -97,13 +101,13 @@ class GriffinLM(TemplateLM):
 
     def __init__(
         self,
-        model,
-        batch_size=8,
-        max_length=None,
-        add_bos_token=None,
-        max_gen_toks=256,
-        seed=0,
-    ):
+        model: Any,
+        batch_size: int = 8,
+        max_length: int | None = None,
+        add_bos_token: bool | None = None,
+        max_gen_toks: int = 256,
+        seed: int = 0,
+    ) -> None:
         super().__init__()
         if not isinstance(model, GriffinCausalLM):
             model = GriffinCausalLM.from_preset(model)
@@ -132,16 +136,18 @@ class GriffinLM(TemplateLM):
         self.seed = seed
 
     @property
-    def eot_token_id(self):
+    def eot_token_id(self) -> int:
         """The id that ends a text."""
         return self.model.preprocessor.tokenizer.end_token_id
 
     @property
-    def prefix_token_id(self):
+    def prefix_token_id(self) -> int:
         """The id before a text without context."""
         return self.model.preprocessor.tokenizer.start_token_id
 
-    def tok_encode(self, string, add_special_tokens=None, **kwargs):
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
+    ) -> list[int]:
         """Returns the ids of a text.
 
         Args:
@@ -240,7 +246,9 @@ class GriffinLM(TemplateLM):
             mask[i, : len(row)] = True
         return {"token_ids": token_ids, "padding_mask": mask}
 
-    def loglikelihood_rolling(self, requests, disable_tqdm=False):
+    def loglikelihood_rolling(
+        self, requests: Sequence[Any], disable_tqdm: bool = False
+    ) -> list[float]:
         """Returns the log-likelihoods of whole texts.
 
         Args:
@@ -273,7 +281,9 @@ class GriffinLM(TemplateLM):
 
     # === Generation ===
 
-    def generate_until(self, requests, disable_tqdm=False):
+    def generate_until(
+        self, requests: Sequence[Any], disable_tqdm: bool = False
+    ) -> list[str]:
         """Returns continuations up to the first of some strings.
 
         Args:
@@ -290,7 +300,7 @@ class GriffinLM(TemplateLM):
             ids = self.tok_encode(context) or [self.prefix_token_id]
             key = json.dumps(settings, sort_keys=True)
             groups.setdefault(key, []).append((index, ids))
-        results = [None] * len(requests)
+        results: list[Any] = [None] * len(requests)
         bar = tqdm(total=len(requests), disable=disable_tqdm)
         for rows in groups.values():
             settings = requests[rows[0][0]].args[1]
@@ -298,8 +308,8 @@ class GriffinLM(TemplateLM):
             rows.sort(key=lambda row: len(row[1]), reverse=True)
             size = min(self.batch_size, len(rows))
             for part in _batches(rows, self.batch_size):
-                indices, ids = zip(*part, strict=True)
-                texts = self._continue(ids, size, **options)
+                indices, contexts = zip(*part, strict=True)
+                texts = self._continue(contexts, size, **options)
                 for index, text in zip(indices, texts, strict=False):
                     results[index] = text
                     self.cache_hook.add_partial(
@@ -373,7 +383,11 @@ class GriffinLM(TemplateLM):
 
     # === Turns ===
 
-    def apply_chat_template(self, chat_history, add_generation_prompt=True):
+    def apply_chat_template(
+        self,
+        chat_history: Sequence[dict[str, str]],
+        add_generation_prompt: bool = True,
+    ) -> str:
         """Returns a conversation as the text that the model was tuned on.
 
         A system message, for which Gemma's format has no place, goes in front
@@ -396,13 +410,13 @@ class GriffinLM(TemplateLM):
         begun = "" if add_generation_prompt else messages.pop()["content"]
         return self.model.preprocessor.render_prompts(messages) + begun
 
-    def chat_template(self, chat_template=False):
+    def chat_template(self, chat_template: bool | str = False) -> str:
         """Returns the template that lm-eval notes beside its results."""
         turn_format = self.model.preprocessor.turn_format
         return CHAT_TEMPLATES[turn_format] or ""
 
     @property
-    def tokenizer_name(self):
+    def tokenizer_name(self) -> str:
         """What lm-eval tells cached requests apart by."""
         turn_format = self.model.preprocessor.turn_format
         return f"keras_griffin-{self.model.backbone.name}-{turn_format}"

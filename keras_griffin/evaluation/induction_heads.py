@@ -1,3 +1,7 @@
+from __future__ import annotations
+
+from typing import Any
+
 import numpy as np
 
 from keras_griffin.evaluation.task_batch import task_batch
@@ -36,7 +40,7 @@ class InductionHeads:
         arXiv:2312.00752, section 4.1.2.
     """
 
-    def __init__(self, length=256, vocabulary_size=16):
+    def __init__(self, length: int = 256, vocabulary_size: int = 16) -> None:
         if vocabulary_size < 3:
             raise ValueError(
                 "`vocabulary_size` counts the special token and at least two "
@@ -51,7 +55,9 @@ class InductionHeads:
         self.length = length
         self.vocabulary_size = vocabulary_size
 
-    def questions(self, batch_size, seed):
+    def questions(
+        self, batch_size: int, seed: int | tuple[int, ...]
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Returns prompts and their answers, to be generated.
 
         Args:
@@ -74,7 +80,9 @@ class InductionHeads:
         prompts[:, -1] = SPECIAL
         return prompts, np.take_along_axis(prompts, place + 1, axis=1)
 
-    def sample(self, batch_size, seed):
+    def sample(
+        self, batch_size: int, seed: int | tuple[int, ...]
+    ) -> tuple[Any, Any, Any]:
         """Returns a batch for `fit`, whose loss is that of the answer alone.
 
         Args:

@@ -1,7 +1,17 @@
+from __future__ import annotations
+
+from typing import Any
+
 import numpy as np
 
 
-def loss_by_position(model, token_ids, length, stride=None, batch_size=8):
+def loss_by_position(
+    model: Any,
+    token_ids: Any,
+    length: int,
+    stride: int | None = None,
+    batch_size: int = 8,
+) -> np.ndarray:
     """Mean loss of the tokens at each position of long rows of a text.
 
     What a model gains from what it has read, and whether it goes on to do so

@@ -1,3 +1,7 @@
+from __future__ import annotations
+
+from typing import Any
+
 import numpy as np
 
 from keras_griffin.evaluation.task_batch import task_batch
@@ -59,8 +63,12 @@ class Phonebook:
     vocabulary_size = len(characters)
 
     def __init__(
-        self, num_entries, num_examples=2, name_length=3, number_length=4
-    ):
+        self,
+        num_entries: int,
+        num_examples: int = 2,
+        name_length: int = 3,
+        number_length: int = 4,
+    ) -> None:
         if min(num_entries, name_length, number_length) < 1 or num_examples < 0:
             raise ValueError(
                 "`num_entries`, `name_length` and `number_length` must be at "
@@ -90,7 +98,9 @@ class Phonebook:
             (num_entries + num_examples) * self._line + 1 + name_length + 1
         )
 
-    def questions(self, batch_size, seed):
+    def questions(
+        self, batch_size: int, seed: int | tuple[int, ...]
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Returns prompts and their answers, to be generated.
 
         Args:
@@ -104,7 +114,9 @@ class Phonebook:
         rows = self._rows(batch_size, seed)
         return rows[:, : self.prompt_length], rows[:, self.prompt_length :]
 
-    def texts(self, batch_size, seed):
+    def texts(
+        self, batch_size: int, seed: int | tuple[int, ...]
+    ) -> tuple[list[str], ...]:
         """Returns the same prompts and answers as two lists of strings.
 
         Args:
@@ -120,7 +132,9 @@ class Phonebook:
             for ids in self.questions(batch_size, seed)
         )
 
-    def sample(self, batch_size, seed):
+    def sample(
+        self, batch_size: int, seed: int | tuple[int, ...]
+    ) -> tuple[Any, Any, Any]:
         """Returns a batch for `fit`: all answers count, of examples too.
 
         Args:

@@ -1,3 +1,7 @@
+from __future__ import annotations
+
+from typing import Any
+
 import numpy as np
 
 from keras_griffin.evaluation.task_batch import task_batch
@@ -42,7 +46,12 @@ class SelectiveCopying:
         arXiv:2312.00752, section 4.1.1.
     """
 
-    def __init__(self, length=1024, num_data_tokens=16, vocabulary_size=16):
+    def __init__(
+        self,
+        length: int = 1024,
+        num_data_tokens: int = 16,
+        vocabulary_size: int = 16,
+    ) -> None:
         if vocabulary_size <= FIRST_DATA_ID:
             raise ValueError(
                 "`vocabulary_size` counts noise, the marker and at least one "
@@ -58,7 +67,9 @@ class SelectiveCopying:
         self.num_data_tokens = num_data_tokens
         self.vocabulary_size = vocabulary_size
 
-    def questions(self, batch_size, seed):
+    def questions(
+        self, batch_size: int, seed: int | tuple[int, ...]
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Returns prompts and their answers, to be generated.
 
         Args:
@@ -84,7 +95,9 @@ class SelectiveCopying:
         np.put_along_axis(prompts, places, answers, axis=1)
         return prompts, answers
 
-    def sample(self, batch_size, seed):
+    def sample(
+        self, batch_size: int, seed: int | tuple[int, ...]
+    ) -> tuple[Any, Any, Any]:
         """Returns a batch for `fit`, whose loss is that of the answers alone.
 
         Args:

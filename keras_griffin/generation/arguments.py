@@ -19,11 +19,11 @@ def check_lengths(max_length, max_new_tokens):
             f"max_new_tokens={max_new_tokens}. Leave one out."
         )
     if max_length is not None:
-        _check_whole(
+        check_whole(
             "max_length", max_length, 1, None, "It counts the prompt's tokens."
         )
     if max_new_tokens is not None:
-        _check_whole(
+        check_whole(
             "max_new_tokens",
             max_new_tokens,
             1,
@@ -34,13 +34,22 @@ def check_lengths(max_length, max_new_tokens):
 
 def check_seed(seed):
     """Raises unless Keras can draw from `seed`; returns it as an int."""
-    _check_whole(
+    check_whole(
         "seed", seed, 0, MAX_SEED, "`None` draws differently each time."
     )
     return int(seed)
 
 
-def _check_whole(name, value, low, high, advice):
+def check_whole(name, value, low, high, advice):
+    """Raises unless `value` is an integer in `[low, high]`.
+
+    Args:
+        name: str. The argument's.
+        value: what was given.
+        low: int.
+        high: int, or `None` for any.
+        advice: str. The last sentence of the error.
+    """
     try:
         is_whole = not isinstance(value, bool) and operator.index(value) >= low
     except TypeError:  # a float, a string, a list
@@ -53,14 +62,16 @@ def _check_whole(name, value, low, high, advice):
         )
 
 
-def check_temperature(temperature):
-    """Raises unless `temperature` can divide logits; returns it as a float."""
+def check_temperature(temperature, may_be_0):
+    """Raises unless a sampler can use `temperature`; returns it as a float."""
     is_number = isinstance(temperature, numbers.Real) and not isinstance(
         temperature, bool
     )
-    if not is_number or not 0 < temperature < float("inf"):
+    allows = is_number and 0 <= temperature < float("inf")
+    if not allows or (temperature == 0 and not may_be_0):
         raise ValueError(
-            "`temperature` must be a finite number above 0. Received: "
+            "`temperature` must be a finite number above 0, or 0 with a "
+            "sampler that draws single tokens. Received: "
             f"{temperature!r}. For the likeliest token take sampler='greedy'."
         )
     return float(temperature)

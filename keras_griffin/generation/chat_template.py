@@ -29,6 +29,7 @@ TURN_FORMATS = tuple(CHAT_TEMPLATES)
 START_OF_TURN = "<start_of_turn>"
 END_OF_TURN = "<end_of_turn>"
 USER_ROLE = "user"
+SYSTEM_ROLES = ("system", "developer")
 MODEL_ROLES = ("model", "assistant")
 
 # Two of Unicode's noncharacters, which no text has: where text is cut before
@@ -84,6 +85,22 @@ def is_conversation(x):
 def are_conversations(x):
     """Whether `x` is a list of lists of messages."""
     return isinstance(x, (list, tuple)) and any(is_conversation(c) for c in x)
+
+
+def fold_system(messages):
+    """Messages whose first, of the system, is part of the user's first.
+
+    Gemma's turns have no role for it.
+
+    Args:
+        messages: list of `{"role": ..., "content": ...}`.
+    """
+    messages = list(messages)
+    while len(messages) > 1 and messages[0]["role"] in SYSTEM_ROLES:
+        system, first, *rest = messages
+        content = f"{system['content']}\n\n{first['content']}"
+        messages = [{**first, "content": content}, *rest]
+    return messages
 
 
 def render(messages, last):

@@ -124,7 +124,10 @@ class CompiledFunctions:
             model.test_function = None
             model.predict_function = None
             if model._replica_call is not None:
-                model._compile_for_strategy()
+                from keras_griffin.distribution import tensorflow_strategies
+
+                replica_call = tensorflow_strategies.function_of_replica(model)
+                model._replica_call = replica_call
 
     def compile(self, function, variables=(), xla=False):
         """Compiles a function of the weights that may change `variables`.

@@ -5,6 +5,13 @@ its own end (`decode`), some tokens in one call of the device. Samplers that
 choose among whole texts have a loop of their own (`search.py`).
 """
 
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
@@ -15,28 +22,30 @@ from keras_griffin.generation.arguments import check_lengths
 from keras_griffin.generation.prompts import bucket
 from keras_griffin.generation.prompts import make_prompts
 from keras_griffin.generation.prompts import prompt_pieces
-from keras_griffin.generation.prompts import stream_text
 from keras_griffin.generation.prompts import to_numpy
 from keras_griffin.generation.sampling import call_sampler
 from keras_griffin.generation.sampling import check_state_use
 from keras_griffin.generation.sampling import find_stop_token_ids
 from keras_griffin.generation.sampling import is_search
+from keras_griffin.generation.sampling_settings import SamplingSettings
+from keras_griffin.generation.sampling_settings import call_settings
 from keras_griffin.generation.search import search
 from keras_griffin.layers.input_checks import check_inputs
 from keras_griffin.layers.input_checks import check_token_ids
 
 # Tokens. Longer prompts are read in pieces of this size, in bounded memory.
 PREFILL_CHUNK = 2048
-# New tokens of one call of the device, and the same where somebody reads along.
+# New tokens of one call of the device.
 DECODE_CHUNK = 32
-STREAM_CHUNK = 4
 # Stop ids are padded to a multiple of this with an id that no token has.
 STOP_IDS = 8
 
 # === One prompt, one token ===
 
 
-def prefill(model, inputs, state=None):
+def prefill(
+    model: Any, inputs: dict[str, Any], state: dict[str, Any] | None = None
+) -> tuple[Any, dict[str, Any]]:
     """Reads tokens and returns what comes next, with the state after them.
 
     Two calls over the parts of a text equal one over the whole, so that a
@@ -114,7 +123,9 @@ def prefill_piece(model, inputs, logits, state, is_start=False):
     return new_logits, state
 
 
-def decode_step(model, token_ids, state):
+def decode_step(
+    model: Any, token_ids: Any, state: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
     """Reads one token a row: logits of the next one, and the new state.
 
     Args:
@@ -158,22 +169,23 @@ def decode_token(model, token_ids, state):
 
 
 def generate(
-    model,
-    inputs,
-    max_length=None,
-    stop_token_ids="auto",
-    strip_prompt=False,
-    max_new_tokens=None,
-    sampler=None,
-    temperature=None,
-    seed=None,
-    state=None,
-    return_state=False,
-):
+    model: Any,
+    inputs: Any,
+    max_length: int | None = None,
+    stop_token_ids: str | Sequence[int] | None = "auto",
+    strip_prompt: bool = False,
+    max_new_tokens: int | None = None,
+    sampler: Any = None,
+    temperature: float | None = None,
+    seed: int | None = None,
+    state: dict[str, Any] | None = None,
+    return_state: bool = False,
+    **settings: Any,
+) -> Any:
     """Generates text, or token ids without a preprocessor.
 
-    Other lengths, stop ids and settings of a sampler run what is compiled
-    already; another kind of sampler compiles once.
+    Other lengths, stop ids and settings run what is compiled already; another
+    kind of sampler compiles once.
 
     Args:
         model: a `GriffinCausalLM`.
@@ -194,8 +206,8 @@ def generate(
             `max_length`. Defaults to `None`.
         sampler: a name or a `keras_hub.samplers.Sampler` for this call.
             Defaults to `None`: the one of `compile`.
-        temperature: float. Of the sampler in this call. Defaults to
-            `None`: the sampler's own.
+        temperature: float. Of the sampler in this call; 0 takes the
+            likeliest token. Defaults to `None`: the sampler's own.
         seed: int in [0, 2**31 - 1]. Makes this call's draws repeatable.
             Defaults to `None`.
         state: state to go on from (see `prefill` and `load_state`); the
@@ -203,6 +215,11 @@ def generate(
             serves all prompts. Defaults to `None`.
         return_state: bool. Also return the state after the last token of
             each row, a stop token not included. Defaults to `False`.
+        **settings: `top_k`, `top_p`, `min_p`, `repetition_penalty`,
+            `presence_penalty`, `frequency_penalty`, `logit_bias`, `stop`,
+            `logits_processor`, `draft` and `draft_tokens`, in place of a
+            sampler: see `SamplingSettings`. With any of them row `i` draws
+            as a prompt alone with `seed + i`.
 
     Returns:
         What went in, continued: a string, a list, or a dict of
@@ -212,17 +229,23 @@ def generate(
 
     Raises:
         ValueError: for no prompt or an empty one, both lengths, lengths and
-            seeds that are no integers in range, a temperature that is not
-            above 0, states of another model or of other rows, and states
+            seeds that are no integers in range, a negative temperature, a
+            temperature of 0 with a sampler that chooses among whole texts,
+            unknown settings and those out of range, a sampler together with
+            settings, states of another model or of other rows, and states
             together with samplers that choose among whole texts, or with a
             `tf.data.Dataset`.
 
     Example:
     ```python
     model.generate("ROMEO:", max_new_tokens=20, temperature=0.8, seed=1)
+    model.generate("ROMEO:", max_new_tokens=20, top_p=0.9, stop="\\n\\n")
     ```
     """
-    sampler = call_sampler(model, sampler, temperature, seed)
+    if settings:
+        sampler = call_settings(model, sampler, temperature, seed, settings)
+    else:
+        sampler = call_sampler(model, sampler, temperature, seed)
     stop_token_ids = find_stop_token_ids(model, stop_token_ids)
     check_lengths(max_length, max_new_tokens)
     if state is not None or return_state:
@@ -235,7 +258,7 @@ def generate(
     for batch in batches:
         prompts = make_prompts(model, batch, max_length, max_new_tokens, state)
         generated, last_state = generate_tokens(
-            model, prompts, stop_token_ids, sampler, state
+            model, prompts, stop_token_ids, sampler, state, return_state
         )
         output = prompts.outputs(
             generated,
@@ -247,6 +270,8 @@ def generate(
             output = model.preprocessor.generate_postprocess(output)
             if not strip_prompt and not is_chat:
                 output = prompts.with_prompts_as_given(output, batch, model)
+            if settings:
+                output = prompts.without_stop_strings(output)
         outputs.append(output)
     outputs = _join_batches(outputs, is_scalar)
     return (outputs, last_state) if return_state else outputs
@@ -272,104 +297,64 @@ def _join_batches(outputs, is_scalar):
             name: np.concatenate([output[name] for output in outputs])
             for name in outputs[0]
         }
-    texts = [text for output in outputs for text in output]
+    texts = list(itertools.chain(*outputs))
     return texts[0] if is_scalar else texts
 
 
-def generate_stream(
-    model,
-    inputs,
-    max_length=None,
-    stop_token_ids="auto",
-    max_new_tokens=None,
-    sampler=None,
-    temperature=None,
-    seed=None,
-    state=None,
-    return_state=False,
+def generate_tokens(
+    model, prompts, stop_token_ids, sampler, state, return_state=False
 ):
-    """Generates text for one prompt, and yields it as it is made.
-
-    Args:
-        model: a `GriffinCausalLM`.
-        inputs: str, or messages that end with the user's. The prompt.
-        max_length: see `generate`.
-        stop_token_ids: see `generate`.
-        max_new_tokens: see `generate`.
-        sampler: see `generate`.
-        temperature: see `generate`.
-        seed: see `generate`.
-        state: see `generate`.
-        return_state: bool. Also yield the state after all tokens so far,
-            with an empty text where no character is complete. Defaults
-            to `False`.
-
-    Yields:
-        str: pieces of text, of some tokens each; a character whose bytes
-        are not all there yet waits for them. With `return_state=True`
-        `(text, state)`.
-
-    Raises:
-        ValueError: without a preprocessor, for a prompt that is not a
-            string, and for samplers that choose among whole texts.
-
-    Example:
-    ```python
-    for piece in model.generate_stream("ROMEO:", max_new_tokens=20):
-        print(piece, end="", flush=True)
-    ```
-    """
-    if model.preprocessor is None:
-        raise ValueError(
-            "`generate_stream` yields text, so that the model needs a "
-            "preprocessor. Received: preprocessor=None. Use `generate` for "
-            "ids."
-        )
-    if not (isinstance(inputs, str) or chat_template.is_conversation(inputs)):
-        raise ValueError(
-            "`generate_stream` takes one prompt: a string, or messages. "
-            f"Received: {type(inputs).__name__} {inputs!r:.50}. Use "
-            "`generate` for several."
-        )
-    sampler = call_sampler(model, sampler, temperature, seed)
-    if is_search(sampler):
-        raise ValueError(
-            "Streaming needs a sampler that takes one token after the "
-            f"other. Received: {type(sampler).__name__}. Take 'greedy', "
-            "'top_k', 'top_p' or 'random'."
-        )
-    check_lengths(max_length, max_new_tokens)
-    prompts = make_prompts(model, [inputs], max_length, max_new_tokens, state)
-    stop_token_ids = find_stop_token_ids(model, stop_token_ids)
-    pieces = (
-        (prompts.cut(tokens[0], stop_token_ids, keep_stop=False), state)
-        for tokens, state in decode(
-            model, prompts, stop_token_ids, sampler, state, STREAM_CHUNK
-        )
-    )
-    texts = stream_text(model.preprocessor.tokenizer, prompts.rows[0], pieces)
-    if return_state:
-        return texts
-    return (text for text, _ in texts if text)
-
-
-def generate_tokens(model, prompts, stop_token_ids, sampler, state):
-    """New tokens `(batch, steps)` or `None`, and the state after them."""
+    """New tokens `(batch, steps)`, and `None` or the state after them."""
     if is_search(sampler):
         return search(model, prompts, stop_token_ids, sampler), None
     pieces = []
     for tokens, state in decode(
-        model, prompts, stop_token_ids, sampler, state, DECODE_CHUNK
+        model,
+        prompts,
+        stop_token_ids,
+        sampler,
+        state,
+        DECODE_CHUNK,
+        return_state,
     ):
         pieces.append(tokens)
     return np.concatenate(pieces, axis=1), state
 
 
-def decode(model, prompts, stop_token_ids, sampler, state, chunk):
+def make_generate_function(model: Any) -> Callable[..., Any]:
+    """Returns the function of token ids that KerasHub knows.
+
+    It stays in `generate_function` until the next `compile`.
+    """
+    if model.generate_function is not None:
+        return model.generate_function
+
+    def generate_function(inputs, stop_token_ids=None):
+        rows = make_prompts(model, inputs, None, None, None)
+        stops = find_stop_token_ids(model, stop_token_ids)
+        generated, _ = generate_tokens(model, rows, stops, model.sampler, None)
+        outputs = rows.outputs(generated, stops)
+        return {n: ops.convert_to_tensor(v) for n, v in outputs.items()}
+
+    model.generate_function = generate_function
+    return generate_function
+
+
+def decode(
+    model, prompts, stop_token_ids, sampler, state, chunk, return_state=False
+):
     """Reads the prompts; yields `(new tokens (batch, <= chunk), state)`.
 
-    The first ones are no tokens, and the state after the prompts.
+    The first ones are no tokens, and the state after the prompts. Without
+    `return_state` the last token is not read: nobody asks what follows it.
     """
+    if isinstance(sampler, SamplingSettings) and sampler.draft is not None:
+        from keras_griffin.generation import speculative  # It imports this.
+
+        yield from speculative.decode(
+            model, prompts, stop_token_ids, sampler, state
+        )
+        return
     batch = len(prompts.rows)
     is_start = state is None
     if is_start:
@@ -379,11 +364,19 @@ def decode(model, prompts, stop_token_ids, sampler, state, chunk):
         state = as_state(model, state, batch, repeat=True)
     logits, state = read(model, prompts.arrays(), state, is_start)
     yield np.zeros((batch, 0), "int32"), state
+    if isinstance(sampler, SamplingSettings):
+        from keras_griffin.generation import row_decoding  # It imports this.
+
+        yield from row_decoding.decode_read(
+            model, prompts, stop_token_ids, sampler, logits, state, chunk
+        )
+        return
     loop = model._functions.with_sampler(sampler, _decode_chunk, xla=True)
-    stops = ops.convert_to_tensor(_pad_stop_token_ids(stop_token_ids))
+    stops = ops.convert_to_tensor(pad_stop_token_ids(stop_token_ids))
     steps = prompts.steps
-    while steps.max(initial=0) > 0:
-        count = min(chunk, int(steps.max()))
+    unread = 0 if return_state else 1
+    while steps.max(initial=0) > unread:
+        count = min(chunk, int(steps.max()) - unread)
         tokens, logits, state, steps = loop(
             {
                 "count": ops.convert_to_tensor(np.array(count, "int32")),
@@ -395,6 +388,17 @@ def decode(model, prompts, stop_token_ids, sampler, state, chunk):
         )
         steps = to_numpy(steps)
         yield to_numpy(tokens)[:, :count], state
+    if steps.max(initial=0) > 0:
+        # By XLA as the loop: TensorFlow draws other numbers without it.
+        draw = model._functions.with_sampler(sampler, _last_token, xla=True)
+        tokens = draw(ops.convert_to_tensor(steps), logits)
+        yield to_numpy(tokens)[:, None], None
+
+
+def _last_token(model, sampler, steps, logits):
+    """A token of each row, 0 in rows that have ended; `model` reads none."""
+    token = sampler.get_next_token(sampler.compute_probabilities(logits))
+    return ops.where(steps > 0, ops.cast(token, "int32"), 0)
 
 
 def _decode_chunk(model, sampler, inputs, logits, state):
@@ -408,7 +412,7 @@ def _decode_chunk(model, sampler, inputs, logits, state):
     """
     steps = inputs["steps"]
     tokens = ops.zeros((steps.shape[0], DECODE_CHUNK), dtype="int32")
-    advance = model._functions.step(_advance)
+    advance = model._functions.step(advance_rows)
 
     def going_on(index, tokens, steps, logits, state):
         return ops.logical_and(index < inputs["count"], ops.any(steps > 0))
@@ -432,8 +436,14 @@ def _decode_chunk(model, sampler, inputs, logits, state):
     return tokens, logits, state, steps
 
 
-def _advance(model, token, stops, steps, state):
+def advance_rows(model, token, stops, steps, state):
     """Reads a token in the rows that go on.
+
+    Args:
+        token: `(rows,)` int32.
+        stops: ids that end a row: `(ids,)` for all, or `(rows, ids)`.
+        steps: `(rows,)`, the tokens that each row still takes.
+        state: of the rows.
 
     Returns:
         `(token, steps, logits, state)`: 0 as the token of rows that have
@@ -451,7 +461,7 @@ def _advance(model, token, stops, steps, state):
     return token, steps, model._logits(hidden[:, 0]), state
 
 
-def _pad_stop_token_ids(stop_token_ids):
+def pad_stop_token_ids(stop_token_ids):
     """The ids as an array; a few more of them do not change its shape."""
     size = STOP_IDS * max(1, -(-len(stop_token_ids) // STOP_IDS))
     padded = np.full((size,), -1, "int32")

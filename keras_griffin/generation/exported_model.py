@@ -1,7 +1,11 @@
 """A whole model as a file that runs without this package."""
 
+from __future__ import annotations
+
 import contextlib
+import os
 import pathlib
+from typing import Any
 
 import keras
 from keras import ops
@@ -32,12 +36,12 @@ EXAMPLE_SIZES = {"batch": 3, "time": 37}
 
 def export(
     self,
-    filepath,
-    format="tf_saved_model",
-    verbose=None,
-    input_signature=None,
-    **kwargs,
-):
+    filepath: str | os.PathLike[str],
+    format: str = "tf_saved_model",
+    verbose: bool | None = None,
+    input_signature: Any = None,
+    **kwargs: Any,
+) -> None:
     """Writes the model as a file that runs without this package.
 
     It takes `"token_ids"` and `"padding_mask"`, `(batch, time)` int32 of any

@@ -1,3 +1,8 @@
+from __future__ import annotations
+
+import os
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -94,13 +99,13 @@ def _flat(state):
 
 
 def export_steps(
-    model,
-    folder,
-    format="tf_saved_model",
-    batch_size=1,
-    prompt_length=64,
-    max_length=None,
-):
+    model: Any,
+    folder: str | os.PathLike[str],
+    format: str = "tf_saved_model",
+    batch_size: int = 1,
+    prompt_length: int = 64,
+    max_length: int | None = None,
+) -> None:
     """Writes a prefill and a decode step that run without this package.
 
     Both take and give a dict of arrays. `"token_ids"`

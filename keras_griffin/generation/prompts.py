@@ -36,6 +36,8 @@ class Prompts:
         lengths: `(batch,)` tokens of each prompt.
         steps: `(batch,)` int32, new tokens that each row may take.
         num_steps: int. The most of them.
+        surplus: `(batch,)` characters at the end of each row's text that
+            belong to a stop string.
 
     Raises:
         ValueError: for a row without a token, or longer than `max_length`.
@@ -72,6 +74,7 @@ class Prompts:
             )
         self._max_length = max_length
         self.num_steps = int(self.steps.max(initial=0))
+        self.surplus = np.zeros_like(self.lengths)
 
     def arrays(self):
         """Returns the prompts as NumPy arrays with the pads at the right."""
@@ -160,6 +163,13 @@ class Prompts:
             )
         ]
 
+    def without_stop_strings(self, texts):
+        """The `texts` of `outputs`, each up to its stop string if any."""
+        return [
+            text[: len(text) - surplus]
+            for text, surplus in zip(texts, self.surplus, strict=True)
+        ]
+
     @staticmethod
     def cut(ids, stop_token_ids, keep_stop=True):
         """The ids up to the first stop id."""
@@ -242,19 +252,44 @@ def stream_text(tokenizer, context, pieces):
             a space or without, depends on them.
         pieces: iterable of `(ids, state)`.
     """
-    # The cost of a piece must not grow with the text before it.
-    context, ids = context[-CONTEXT:].tolist(), []
-    for new, state in pieces:
-        ids += new.tolist()
-        text = _new_text(tokenizer, context, ids)
+    stream = TextStream(tokenizer, context)
+    for ids, state in pieces:
+        yield stream.push(ids), state
+    rest = stream.rest()
+    if rest:
+        yield rest, state
+
+
+class TextStream:
+    """Text of ids that come in pieces, each character once it is complete.
+
+    Args:
+        tokenizer: a `GriffinTokenizer`.
+        context: sequence of the ids before them; how a token is written, with
+            a space or without, depends on them.
+    """
+
+    def __init__(self, tokenizer, context):
+        self._tokenizer = tokenizer
+        # The cost of a piece must not grow with the text before it.
+        self._context, self._ids = [int(id) for id in context[-CONTEXT:]], []
+
+    def push(self, ids):
+        """The text that is certain, now that `ids` came."""
+        self._ids += [int(id) for id in ids]
+        text = self.rest()
         # An unfinished character decodes to U+FFFD at the end.
         if text.endswith("\ufffd"):
-            yield "", state
-            continue
-        yield text, state
-        context, ids = (context + ids)[-CONTEXT:], []
-    if ids:
-        yield _new_text(tokenizer, context, ids), state
+            return ""
+        self._context = (self._context + self._ids)[-CONTEXT:]
+        self._ids = []
+        return text
+
+    def rest(self):
+        """The text of what has not been certain yet."""
+        if not self._ids:
+            return ""
+        return _new_text(self._tokenizer, self._context, self._ids)
 
 
 def _new_text(tokenizer, context, ids):

@@ -22,15 +22,15 @@ TRUNCATING = (samplers.TopKSampler, samplers.TopPSampler)
 # as much, and so on: they sort out so many tokens, and mask those beyond `k`.
 MIN_LIKELIEST = 64
 
-# KerasHub's own: `get_config` says all about them.
-KNOWN = (
+# KerasHub's own: `get_config` says all about them. Those of single tokens take
+# the likeliest one at temperature 0.
+OF_A_TOKEN = (
     samplers.GreedySampler,
     samplers.TopKSampler,
     samplers.TopPSampler,
     samplers.RandomSampler,
-    samplers.BeamSampler,
-    samplers.ContrastiveSampler,
 )
+KNOWN = (*OF_A_TOKEN, samplers.BeamSampler, samplers.ContrastiveSampler)
 
 NAMES = ("greedy", "top_k", "top_p", "random", "beam", "contrastive")
 
@@ -53,7 +53,10 @@ def call_sampler(model, sampler, temperature, seed):
     seed = None if seed is None else check_seed(seed)
     config = sampler.get_config()
     if temperature is not None:
-        config["temperature"] = check_temperature(temperature)
+        may_be_0 = type(sampler) in OF_A_TOKEN
+        config["temperature"] = check_temperature(temperature, may_be_0)
+        if not config["temperature"]:
+            return samplers.GreedySampler()
     if "seed" in config:  # of a sampler that draws
         config["seed"] = seed
     return type(sampler).from_config(config)
@@ -95,8 +98,8 @@ def check_sampler(sampler, vocabulary_size):
     if isinstance(sampler, samplers.SpeculativeSampler):
         raise ValueError(
             "A sampler must not take tokens back: a recurrent state "
-            f"cannot. Received: {type(sampler).__name__}. Take 'greedy', "
-            "'top_k', 'top_p', 'random', 'beam' or 'contrastive'."
+            f"cannot. Received: {type(sampler).__name__}. For speculation "
+            "give `generate(..., draft=model)`, which takes back nothing."
         )
     if getattr(sampler, "return_all_beams", False):
         raise ValueError(
@@ -121,7 +124,10 @@ def check_sampler(sampler, vocabulary_size):
 
 def is_search(sampler):
     """Whether the sampler has a loop of its own, over whole texts."""
-    return type(sampler).__call__ is not samplers.Sampler.__call__
+    return (
+        isinstance(sampler, samplers.Sampler)
+        and type(sampler).__call__ is not samplers.Sampler.__call__
+    )
 
 
 def check_state_use(inputs, sampler):

@@ -1,5 +1,9 @@
 """Log-probabilities of given tokens."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
@@ -22,14 +26,14 @@ OPTIONS = ("padding_mask", "scoring_mode", "layer_intercept_fn", "target_ids")
 
 
 def score(
-    model,
-    inputs=None,
-    state=None,
-    return_greedy=False,
+    model: Any,
+    inputs: Any = None,
+    state: dict[str, Any] | None = None,
+    return_greedy: bool = False,
     *,
-    token_ids=None,
-    **options,
-):
+    token_ids: Any = None,
+    **options: Any,
+) -> Any:
     """Log-probability of every token, given those before it in its row.
 
     Long rows are read in pieces: memory does not grow with them. With
@@ -128,7 +132,7 @@ def score_token_ids(
         `(batch, time, vocabulary_size)` logits, or `(batch, time)` losses.
 
     Raises:
-        ValueError: for another mode, and for losses without targets.
+        ValueError: for another mode, and for losses without a target each.
 
     Source:
         `keras_hub.models.GemmaCausalLM.score`.
@@ -153,11 +157,23 @@ def score_token_ids(
     logits = model._logits(hidden)
     if scoring_mode == "logits":
         return logits
-    targets = ops.convert_to_tensor(target_ids)
+    return _losses(logits, ops.convert_to_tensor(target_ids))
+
+
+def _losses(logits, targets):
+    if tuple(targets.shape) != tuple(logits.shape[:-1]):
+        raise ValueError(
+            "`target_ids` has one id for each of `token_ids`. Received: shapes "
+            f"{tuple(targets.shape)} and {tuple(logits.shape[:-1])}. Give "
+            "keras.ops.roll(token_ids, -1, axis=1)."
+        )
     loss = keras.losses.SparseCategoricalCrossentropy(
         from_logits=True, reduction="none"
     )
-    return loss(targets, logits)
+    # As one row of tokens: of (batch, time, classes) Keras makes a softmax
+    # along axis 1 on PyTorch, for which CUDA has a far slower kernel.
+    rows = ops.reshape(logits, (-1, logits.shape[-1]))
+    return ops.reshape(loss(ops.reshape(targets, (-1,)), rows), targets.shape)
 
 
 def _intercepted(backbone, inputs, function):

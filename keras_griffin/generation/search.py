@@ -1,6 +1,9 @@
 """Beam and contrastive search: samplers that choose among whole texts."""
 
+from __future__ import annotations
+
 import functools
+from typing import Any
 
 from keras import ops
 from keras_hub.samplers import ContrastiveSampler
@@ -31,7 +34,12 @@ def _search_loop(model, sampler, stop_token_ids, inputs):
     return model.generate_step(inputs, stop_token_ids, sampler)
 
 
-def generate_step(model, inputs, stop_token_ids, sampler):
+def generate_step(
+    model: Any,
+    inputs: dict[str, Any],
+    stop_token_ids: tuple[int, ...] | None,
+    sampler: Any,
+) -> Any:
     """Prefill and search on the arrays of `Prompts.loop_inputs`.
 
     Args:

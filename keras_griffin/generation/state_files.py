@@ -1,10 +1,14 @@
 """States as files and as rows."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
+import os
 import struct
 import zipfile
 import zlib
+from typing import Any
 
 import keras
 import numpy as np
@@ -64,7 +68,9 @@ def state_specs(model):
     return keras.tree.pack_sequence_as(state, specs)
 
 
-def save_state(model, state, path):
+def save_state(
+    model: Any, state: dict[str, Any], path: str | os.PathLike[str]
+) -> None:
     """Writes a state to a file, to go on from it later or elsewhere.
 
     Its size does not depend on how many tokens were read (see
@@ -100,7 +106,7 @@ def save_state(model, state, path):
         np.savez(file, **arrays)
 
 
-def load_state(model, path):
+def load_state(model: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads a state that `save_state` wrote, with the same weights.
 
     Args:

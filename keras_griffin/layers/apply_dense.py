@@ -29,9 +29,9 @@ def apply_dense(dense, x):
     is_int8 = _is_for_int8(dense, x)
     if dense.quantization_mode and not is_int8:
         return dense(x)  # Keras' own: adapters on tokens there too
-    if not (dense.lora_enabled or is_int8 or _is_for_onednn(x)):
-        return dense(x)
     x = ops.cast(x, dense.compute_dtype)
+    if not (dense.lora_enabled or is_int8 or _has_own_product(x)):
+        return dense(x)
     y = (_int8_product if is_int8 else _product)(dense, x)
     if dense.bias is not None:
         y = y + ops.cast(dense.bias, y.dtype)
@@ -56,12 +56,11 @@ def _adapter(dense, x):
 
 def _product(dense, x):
     kernel = ops.cast(keras_compat.kernel_without_adapter(dense), x.dtype)
-    if not _is_for_onednn(x):
+    if not _has_own_product(x):
         return ops.matmul(x, kernel)
     from keras_griffin.layers import linear_torch
 
-    y = linear_torch.Linear.apply(x.reshape(-1, x.shape[-1]), kernel)
-    return y.reshape(*x.shape[:-1], -1)
+    return linear_torch.product(x, kernel)
 
 
 def _int8_product(dense, x):
@@ -82,7 +81,7 @@ def _is_for_int8(dense, x):
     return dense.inputs_quantizer is not None and linear_torch.takes_int8(x)
 
 
-def _is_for_onednn(x):
+def _has_own_product(x):
     if keras.config.backend() != "torch":
         return False
     from keras_griffin.layers import linear_torch

@@ -1,5 +1,9 @@
 """What all layers of this package have in common."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import keras
 
 from keras_griffin.layers.torch_module import TorchModule
@@ -20,7 +24,7 @@ class BaseLayer(TorchModule, keras.layers.Layer):
     It hands Keras' masks on, and is a `torch.nn.Module` on PyTorch.
     """
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any) -> None:
         if not LAST_ARGUMENTS.issuperset(kwargs):
             known = arguments_of(type(self), keras.layers.Layer)
             known |= LAST_ARGUMENTS

@@ -1,3 +1,7 @@
+from __future__ import annotations
+
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -50,12 +54,12 @@ class BlockDiagonalDense(BaseLayer):
 
     def __init__(
         self,
-        units,
-        num_blocks=16,
-        kernel_initializer=None,
-        bias_initializer="zeros",
-        **kwargs,
-    ):
+        units: int,
+        num_blocks: int = 16,
+        kernel_initializer: Any = None,
+        bias_initializer: Any = "zeros",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.units = units
         self.num_blocks = num_blocks
@@ -65,7 +69,7 @@ class BlockDiagonalDense(BaseLayer):
         self.bias_initializer = keras.initializers.get(bias_initializer)
         self._check_divides("units", units)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         width = input_shape[-1]
         self._check_divides("the width of the input", width)
         shape = (
@@ -91,7 +95,7 @@ class BlockDiagonalDense(BaseLayer):
             ops.reshape(matrix, (rows, blocks, columns)), (1, 0, 2)
         )
 
-    def call(self, x):
+    def call(self, x: Any) -> Any:
         batch, time = ops.shape(x)[:2]
         x = ops.reshape(x, (batch, time, self.num_blocks, -1))
         kernel = ops.cast(self.kernel, x.dtype)
@@ -99,7 +103,7 @@ class BlockDiagonalDense(BaseLayer):
         y = y + ops.cast(self.bias, x.dtype)
         return ops.reshape(y, (batch, time, self.units))
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Any) -> Any:
         return (*input_shape[:-1], self.units)
 
     def _check_divides(self, name, value):
@@ -110,7 +114,7 @@ class BlockDiagonalDense(BaseLayer):
                 f"divisor of {value}."
             )
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "units": self.units,

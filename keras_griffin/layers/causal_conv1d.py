@@ -1,3 +1,7 @@
+from __future__ import annotations
+
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -52,11 +56,11 @@ class CausalConv1D(TemporalLayer):
 
     def __init__(
         self,
-        kernel_size=4,
-        kernel_initializer=None,
-        bias_initializer="zeros",
-        **kwargs,
-    ):
+        kernel_size: int = 4,
+        kernel_initializer: Any = None,
+        bias_initializer: Any = "zeros",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         if kernel_size < 1:
             raise ValueError(
@@ -71,7 +75,7 @@ class CausalConv1D(TemporalLayer):
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         self.width = input_shape[-1]
         self.kernel = self.add_weight(
             name="kernel",
@@ -82,7 +86,9 @@ class CausalConv1D(TemporalLayer):
             name="bias", shape=(self.width,), initializer=self.bias_initializer
         )
 
-    def init_mixer_state(self, batch_size, max_length=None):
+    def init_mixer_state(
+        self, batch_size: int, max_length: int | None = None
+    ) -> dict[str, Any]:
         if not self.built:
             raise ValueError(
                 "The state of a convolution is as wide as its input. "
@@ -92,7 +98,7 @@ class CausalConv1D(TemporalLayer):
         shape = (batch_size, self.kernel_size - 1, self.width)
         return {"inputs": ops.zeros(shape, dtype=self.compute_dtype)}
 
-    def mix(self, x, layout, state):
+    def mix(self, x: Any, layout: Any, state: Any) -> tuple[Any, Any]:
         batch, time = ops.shape(x)[:2]
         if state is None:
             before = self.init_mixer_state(batch)["inputs"]
@@ -121,7 +127,7 @@ class CausalConv1D(TemporalLayer):
         columns = layout.num_real[:, None] + columns
         return ops.take_along_axis(inputs, columns[:, :, None], axis=1)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "kernel_size": self.kernel_size,

@@ -1,4 +1,7 @@
+from __future__ import annotations
+
 import random
+from typing import Any
 
 import keras
 from keras import ops
@@ -46,7 +49,7 @@ class DecayInitializer(keras.initializers.Initializer):
         `jax/layers.py::rnn_real_param_init`.
     """
 
-    def __init__(self, convention="reference", seed=None):
+    def __init__(self, convention: str = "reference", seed: Any = None) -> None:
         if convention not in CONVENTIONS:
             raise ValueError(
                 f"`convention` must be one of {CONVENTIONS}. Received: "
@@ -61,7 +64,7 @@ class DecayInitializer(keras.initializers.Initializer):
         # function is traced.
         self.seed = random.randint(1, MAX_SEED) if seed is None else seed
 
-    def __call__(self, shape, dtype=None):
+    def __call__(self, shape: Any, dtype: Any = None) -> Any:
         if self.convention == "paper":
             decay = keras.random.uniform(
                 shape, MIN_DECAY, MAX_DECAY, dtype="float32", seed=self.seed
@@ -79,7 +82,7 @@ class DecayInitializer(keras.initializers.Initializer):
         # The inverse of log a = -softplus(Lambda).
         return ops.cast(ops.log(ops.expm1(-log_a)), dtype or "float32")
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             "convention": self.convention,
             "seed": keras.saving.serialize_keras_object(self._given_seed),

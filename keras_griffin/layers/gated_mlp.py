@@ -1,3 +1,7 @@
+from __future__ import annotations
+
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -38,8 +42,11 @@ class GatedMLP(BaseLayer):
     """
 
     def __init__(
-        self, intermediate_dim, output_kernel_initializer=None, **kwargs
-    ):
+        self,
+        intermediate_dim: int,
+        output_kernel_initializer: Any = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.intermediate_dim = intermediate_dim
         self.output_kernel_initializer = keras.initializers.get(
@@ -57,7 +64,7 @@ class GatedMLP(BaseLayer):
         self.gate = branch("gate")
         self.up = branch("up")
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         self.gate.build(input_shape)
         self.up.build(input_shape)
         self.down = keras.layers.Dense(
@@ -68,14 +75,17 @@ class GatedMLP(BaseLayer):
         )
         self.down.build((*input_shape[:-1], self.intermediate_dim))
 
-    def call(self, x):
-        gate = ops.gelu(apply_dense(self.gate, x), approximate=True)
-        return apply_dense(self.down, gate * apply_dense(self.up, x))
+    def call(self, x: Any) -> Any:
+        once, gradient_once = _barriers()
+        gate = apply_dense(self.gate, gradient_once(x))
+        gate = ops.gelu(gate, approximate=True)
+        product = gate * apply_dense(self.up, gradient_once(x))
+        return apply_dense(self.down, once(product))
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Any) -> Any:
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "intermediate_dim": self.intermediate_dim,
@@ -83,3 +93,15 @@ class GatedMLP(BaseLayer):
                 self.output_kernel_initializer
             ),
         }
+
+
+def _barriers():
+    """What keeps XLA for TPUs from computing things in each product."""
+    if keras.config.backend() != "jax":
+        return (lambda x: x,) * 2
+    from keras_griffin.layers import computed_once_jax
+
+    return (
+        computed_once_jax.computed_once,
+        computed_once_jax.gradient_computed_once,
+    )

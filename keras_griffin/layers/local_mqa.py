@@ -1,3 +1,7 @@
+from __future__ import annotations
+
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -72,14 +76,14 @@ class LocalMQA(TemporalLayer):
 
     def __init__(
         self,
-        num_query_heads,
-        head_dim,
-        window_size=1024,
-        rope_max_wavelength=10_000.0,
-        rope_fraction=0.5,
-        output_kernel_initializer=None,
-        **kwargs,
-    ):
+        num_query_heads: int,
+        head_dim: int,
+        window_size: int | None = 1024,
+        rope_max_wavelength: float = 10_000.0,
+        rope_fraction: float = 0.5,
+        output_kernel_initializer: Any = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         if window_size is not None and window_size < 0:
             raise ValueError(
@@ -122,7 +126,7 @@ class LocalMQA(TemporalLayer):
         self.key = projection(head_dim, "key")
         self.value = projection(head_dim, "value")
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         self.query.build(input_shape)
         self.key.build(input_shape)
         self.value.build(input_shape)
@@ -136,7 +140,9 @@ class LocalMQA(TemporalLayer):
             (*input_shape[:-1], self.num_query_heads * self.head_dim)
         )
 
-    def init_mixer_state(self, batch_size, max_length=None):
+    def init_mixer_state(
+        self, batch_size: int, max_length: int | None = None
+    ) -> dict[str, Any]:
         if self.window_size is not None:
             slots = self.window_size + 1
         elif max_length is not None:
@@ -149,7 +155,7 @@ class LocalMQA(TemporalLayer):
             )
         return init_ring(batch_size, slots, self.head_dim, self.compute_dtype)
 
-    def mix(self, x, layout, state):
+    def mix(self, x: Any, layout: Any, state: Any) -> tuple[Any, Any]:
         batch, time = ops.shape(x)[:2]
         if isinstance(time, int) and time == 0:
             return x, state and {key: state[key] for key in ("keys", "values")}
@@ -160,7 +166,8 @@ class LocalMQA(TemporalLayer):
         q = q * ops.cast(self.head_dim**-0.5, q.dtype)
         k = self._rotate(apply_dense(self.key, x), cos, sin)
         v = apply_dense(self.value, x)
-        ring, before = None, ()
+        ring: Any = None
+        before: Any = ()
         if state is not None:
             ring = write_ring(k, v, layout, state)
         if state is not None and isinstance(time, int) and time == 1:
@@ -200,7 +207,7 @@ class LocalMQA(TemporalLayer):
             axis=-1,
         )
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "num_query_heads": self.num_query_heads,

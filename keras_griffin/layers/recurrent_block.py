@@ -1,3 +1,7 @@
+from __future__ import annotations
+
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -48,15 +52,15 @@ class RecurrentBlock(TemporalLayer):
 
     def __init__(
         self,
-        units,
-        num_gate_blocks=16,
-        conv_kernel_size=4,
-        recurrence="real",
-        decay_initializer="reference",
-        output_kernel_initializer=None,
-        implementation="auto",
-        **kwargs,
-    ):
+        units: int,
+        num_gate_blocks: int = 16,
+        conv_kernel_size: int = 4,
+        recurrence: str = "real",
+        decay_initializer: Any = "reference",
+        output_kernel_initializer: Any = None,
+        implementation: str = "auto",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.units = units
         self.num_gate_blocks = num_gate_blocks
@@ -90,7 +94,7 @@ class RecurrentBlock(TemporalLayer):
             name="rglru",
         )
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         inner_shape = (*input_shape[:-1], self.units)
         self.linear_x.build(input_shape)
         self.linear_y.build(input_shape)
@@ -104,16 +108,20 @@ class RecurrentBlock(TemporalLayer):
         )
         self.linear_out.build(inner_shape)
 
-    def init_mixer_state(self, batch_size, max_length=None):
+    def init_mixer_state(
+        self, batch_size: int, max_length: int | None = None
+    ) -> dict[str, Any]:
         return {
             **self.conv.init_mixer_state(batch_size),
             **self.rglru.init_mixer_state(batch_size),
         }
 
-    def intermediates_spec(self, shape):
+    def intermediates_spec(self, shape: Any) -> dict[str, Any]:
         return self.rglru.intermediates_spec((*shape[:-1], self.units))
 
-    def mix(self, x, layout, state, intermediates=None):
+    def mix(
+        self, x: Any, layout: Any, state: Any, intermediates: Any = None
+    ) -> tuple[Any, Any]:
         gate = ops.gelu(apply_dense(self.linear_y, x), approximate=True)
         x, conv_state = self.conv.mix(
             apply_dense(self.linear_x, x), layout, state
@@ -122,7 +130,7 @@ class RecurrentBlock(TemporalLayer):
         y = apply_dense(self.linear_out, x * gate)
         return y, None if state is None else {**conv_state, **rglru_state}
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "units": self.units,

@@ -1,3 +1,8 @@
+from __future__ import annotations
+
+from typing import Any
+from typing import Self
+
 import keras
 from keras import ops
 
@@ -53,8 +58,13 @@ class ResidualBlock(TemporalLayer):
     """
 
     def __init__(
-        self, temporal, mlp, layer_norm_epsilon=1e-6, dropout=0.0, **kwargs
-    ):
+        self,
+        temporal: Any,
+        mlp: Any,
+        layer_norm_epsilon: float = 1e-6,
+        dropout: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         if not isinstance(temporal, (RecurrentBlock, LocalMQA)):
             raise ValueError(
@@ -94,7 +104,7 @@ class ResidualBlock(TemporalLayer):
         self.temporal_dropout = drop("temporal_dropout")
         self.mlp_dropout = drop("mlp_dropout")
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         for layer in (
             self.temporal_norm,
             self.temporal,
@@ -105,25 +115,27 @@ class ResidualBlock(TemporalLayer):
             if not layer.built:
                 layer.build(input_shape)
 
-    def init_mixer_state(self, batch_size, max_length=None):
+    def init_mixer_state(
+        self, batch_size: int, max_length: int | None = None
+    ) -> dict[str, Any]:
         return self.temporal.init_mixer_state(batch_size, max_length)
 
-    def intermediates_spec(self, shape):
+    def intermediates_spec(self, shape: Any) -> dict[str, Any]:
         return self.temporal.intermediates_spec(shape)
 
     # `training` is handed on: a block that is computed anew in the gradient
     # has no surrounding call to take it from.
-    def call(
+    def call(  # type: ignore[override]
         self,
-        x,
-        padding_mask=None,
-        initial_state=None,
-        return_state=None,
-        positions=None,
-        return_intermediates=False,
-        mask=None,
-        training=None,
-    ):
+        x: Any,
+        padding_mask: Any = None,
+        initial_state: Any = None,
+        return_state: bool | None = None,
+        positions: Any = None,
+        return_intermediates: bool = False,
+        mask: Any = None,
+        training: bool | None = None,
+    ) -> Any:
         return super().call(
             x,
             padding_mask,
@@ -135,7 +147,14 @@ class ResidualBlock(TemporalLayer):
             training=self.mode_of_torch if training is None else training,
         )
 
-    def mix(self, x, layout, state, training=None, **temporal_options):
+    def mix(
+        self,
+        x: Any,
+        layout: Any,
+        state: Any,
+        training: bool | None = None,
+        **temporal_options: Any,
+    ) -> tuple[Any, Any]:
         y, state = self.temporal.mix(
             self.temporal_norm(x), layout, state, **temporal_options
         )
@@ -148,11 +167,11 @@ class ResidualBlock(TemporalLayer):
             y = self.mlp_dropout(y, training=training)
         return keep_rows(x + ops.cast(y, x.dtype)), state
 
-    def seeds(self):
+    def seeds(self) -> list[Any]:
         drops = (self.temporal_dropout, self.mlp_dropout)
         return [d.seed_generator.state for d in drops if self.dropout]
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "temporal": _unbuilt(self.temporal),
@@ -162,7 +181,7 @@ class ResidualBlock(TemporalLayer):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         config = dict(config)
         for name in ("temporal", "mlp"):
             config[name] = keras.layers.deserialize(config[name])

@@ -1,3 +1,7 @@
+from __future__ import annotations
+
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -45,13 +49,13 @@ class ReversibleEmbedding(TorchModule, keras.layers.ReversibleEmbedding):
         Straight-through estimator, arXiv:1308.3432.
     """
 
-    def __init__(self, input_dim, output_dim, **kwargs):
+    def __init__(self, input_dim: int, output_dim: int, **kwargs: Any) -> None:
         super().__init__(input_dim, output_dim, **kwargs)
         # Its shape is known, and an optimizer of PyTorch wants to have it.
         self.build()
 
     # Needless when Keras' `ReversibleEmbedding` has a gradient of its own.
-    def quantized_call(self, inputs, reverse=False):
+    def quantized_call(self, inputs: Any, reverse: bool = False) -> Any:
         call = super().quantized_call
         if not reverse:
             is_plain = (
@@ -109,6 +113,11 @@ class ReversibleEmbedding(TorchModule, keras.layers.ReversibleEmbedding):
         rows = ops.cast(rows, self.compute_dtype)
         return rows / ops.take(scales, token_ids, axis=0)
 
-    def quantize(self, mode=None, type_check=True, config=None):
+    def quantize(
+        self,
+        mode: str | None = None,
+        type_check: bool = True,
+        config: Any = None,
+    ) -> None:
         # Keras checks for its own class, lest a subclass has other weights.
         return super().quantize(mode, type_check=False, config=config)

@@ -1,4 +1,7 @@
+from __future__ import annotations
+
 import math
+from typing import Any
 
 import keras
 from keras import ops
@@ -96,14 +99,14 @@ class RGLRU(TemporalLayer):
 
     def __init__(
         self,
-        units,
-        num_gate_blocks=16,
-        recurrence="real",
-        decay_initializer="reference",
-        gate_initializer=None,
-        implementation="auto",
-        **kwargs,
-    ):
+        units: int,
+        num_gate_blocks: int = 16,
+        recurrence: str = "real",
+        decay_initializer: Any = "reference",
+        gate_initializer: Any = None,
+        implementation: str = "auto",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         if recurrence not in RECURRENCES:
             raise ValueError(
@@ -140,7 +143,7 @@ class RGLRU(TemporalLayer):
         if self.builds_itself:
             self.build((None, None, units))
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         self._check_width(input_shape)
         if self.built:
             return
@@ -162,11 +165,13 @@ class RGLRU(TemporalLayer):
                 autocast=False,
             )
 
-    def init_mixer_state(self, batch_size, max_length=None):
+    def init_mixer_state(
+        self, batch_size: int, max_length: int | None = None
+    ) -> dict[str, Any]:
         shape = (batch_size, self.units)
         return {"recurrent": ops.zeros(shape, dtype="float32")}
 
-    def intermediates_spec(self, shape):
+    def intermediates_spec(self, shape: Any) -> dict[str, Any]:
         gates = (*shape[:-1], self._num_decays)
         return {
             "recurrence_gate": keras.KerasTensor(gates, "float32"),
@@ -187,7 +192,9 @@ class RGLRU(TemporalLayer):
                 "the input first, as RecurrentBlock does."
             )
 
-    def mix(self, x, layout, state, intermediates=None):
+    def mix(
+        self, x: Any, layout: Any, state: Any, intermediates: Any = None
+    ) -> tuple[Any, Any]:
         inputs = {
             "x": x,
             "recurrence_gate_kernel": self.recurrence_gate.kernel,
@@ -206,6 +213,13 @@ class RGLRU(TemporalLayer):
             initial_state=initial_state,
             implementation=self.implementation,
         )
+        if not layout.keeps_all:
+            # Outputs of tokens past the state, which are no pads.
+            y, _ = rg_lru(
+                **inputs,
+                initial_state=initial_state,
+                implementation=self.implementation,
+            )
         if intermediates is not None:
             r, i, a = gates_and_decay(**inputs, padding_mask=layout.mask)
             h = layout.restore_last(y, initial_state)
@@ -215,7 +229,7 @@ class RGLRU(TemporalLayer):
             intermediates["state"] = h
         return y, None if state is None else {"recurrent": final_state}
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "units": self.units,

@@ -1,3 +1,8 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -58,14 +63,14 @@ class RGLRUCell(BaseLayer):
 
     def __init__(
         self,
-        units,
-        num_gate_blocks=16,
-        recurrence="real",
-        decay_initializer="reference",
-        gate_initializer=None,
-        implementation="auto",
-        **kwargs,
-    ):
+        units: int,
+        num_gate_blocks: int = 16,
+        recurrence: str = "real",
+        decay_initializer: Any = "reference",
+        gate_initializer: Any = None,
+        implementation: str = "auto",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.rglru = InnerRGLRU(
             units,
@@ -82,21 +87,21 @@ class RGLRUCell(BaseLayer):
         self.build((None, units))
 
     @property
-    def compute_dtype(self):
+    def compute_dtype(self) -> str:
         # The one in which `keras.layers.RNN` keeps the states.
         return "float32"
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         self.rglru.build((None, *input_shape))
 
-    def call(self, x, states):
+    def call(self, x: Any, states: Sequence[Any]) -> tuple[Any, list[Any]]:
         h, seen = states
         layout = TokenLayout(ops.shape(x)[0], 1, positions=seen)
         x = ops.cast(x, self.rglru.compute_dtype)
         y, state = self.rglru.mix(x[:, None], layout, {"recurrent": h})
         return y[:, 0], [state["recurrent"], ops.ones_like(seen)]
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = self.rglru.get_config()
         own = {name: config[name] for name in ARGUMENTS}
         return {**super().get_config(), **own}

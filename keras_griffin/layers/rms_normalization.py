@@ -1,3 +1,7 @@
+from __future__ import annotations
+
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -39,11 +43,11 @@ class RMSNormalization(BaseLayer):
         arXiv:2402.19427, section 2.1; recurrentgemma `jax/layers.py::RMSNorm`.
     """
 
-    def __init__(self, epsilon=1e-6, **kwargs):
+    def __init__(self, epsilon: float = 1e-6, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.epsilon = epsilon
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         self.scale = self.add_weight(
             name="scale",
             shape=(input_shape[-1],),
@@ -52,15 +56,15 @@ class RMSNormalization(BaseLayer):
             autocast=False,
         )
 
-    def call(self, x):
+    def call(self, x: Any) -> Any:
         x = ops.cast(x, "float32")
         mean_square = ops.mean(ops.square(x), axis=-1, keepdims=True)
         scale = ops.cast(self.scale, "float32")
         y = x * ops.rsqrt(mean_square + self.epsilon) * (1.0 + scale)
         return ops.cast(y, self.compute_dtype)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Any) -> Any:
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "epsilon": self.epsilon}

@@ -1,5 +1,10 @@
 """What all layers that mix along time have in common."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -88,12 +93,12 @@ class TemporalLayer(BaseLayer):
 
     def __init__(
         self,
-        return_sequences=True,
-        return_state=False,
-        go_backwards=False,
-        stateful=False,
-        **kwargs,
-    ):
+        return_sequences: bool = True,
+        return_state: bool = False,
+        go_backwards: bool = False,
+        stateful: bool = False,
+        **kwargs: Any,
+    ) -> None:
         # Keras would round a float32 state to a 16-bit compute dtype.
         super().__init__(autocast=False, **kwargs)
         if stateful:
@@ -107,7 +112,7 @@ class TemporalLayer(BaseLayer):
         self.return_state = return_state
         self.go_backwards = go_backwards
 
-    def __call__(self, x, *args, **kwargs):
+    def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         check_names(kwargs)
         # Keras looks for a mask only where `x` is the only tensor.
         names = ("padding_mask", "initial_state")
@@ -123,15 +128,15 @@ class TemporalLayer(BaseLayer):
 
     def call(
         self,
-        x,
-        padding_mask=None,
-        initial_state=None,
-        return_state=None,
-        positions=None,
-        return_intermediates=False,
-        mask=None,
-        **mix_options,
-    ):
+        x: Any,
+        padding_mask: Any = None,
+        initial_state: Any = None,
+        return_state: bool | None = None,
+        positions: Any = None,
+        return_intermediates: bool = False,
+        mask: Any = None,
+        **mix_options: Any,
+    ) -> Any:
         x = ops.cast(x, self.compute_dtype)
         self._check_call(x, padding_mask, positions, mask)
         if initial_state is not None:
@@ -166,7 +171,7 @@ class TemporalLayer(BaseLayer):
             outputs.append(intermediates)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
-    def mix(self, x, layout, state):
+    def mix(self, x: Any, layout: Any, state: Any) -> tuple[Any, Any]:
         """Computes on compact rows.
 
         Args:
@@ -186,14 +191,18 @@ class TemporalLayer(BaseLayer):
             f"{type(self).__name__}, which does not. Define it."
         )
 
-    def init_mixer_state(self, batch_size, max_length=None):
+    def init_mixer_state(
+        self, batch_size: int, max_length: int | None = None
+    ) -> dict[str, Any]:
         """Returns the layer's own part of a fresh state."""
         raise NotImplementedError(
             f"A temporal layer has to define `init_mixer_state`. Received: "
             f"{type(self).__name__}, which does not. Define it."
         )
 
-    def init_state(self, batch_size, max_length=None):
+    def init_state(
+        self, batch_size: int, max_length: int | None = None
+    ) -> dict[str, Any]:
         """Returns the state of `batch_size` rows that have seen no token.
 
         Args:
@@ -210,7 +219,7 @@ class TemporalLayer(BaseLayer):
             **self.init_mixer_state(batch_size, max_length),
         }
 
-    def intermediates_spec(self, shape):
+    def intermediates_spec(self, shape: Any) -> dict[str, Any]:
         """Returns the `KerasTensor`s of the intermediates.
 
         Args:
@@ -225,11 +234,13 @@ class TemporalLayer(BaseLayer):
             "with a RecurrentBlock."
         )
 
-    def seeds(self):
+    def seeds(self) -> list[Any]:
         """Returns the variables that a call draws dropout from."""
         return []
 
-    def rematerialized_call(self, layer_call, *args, **kwargs):
+    def rematerialized_call(
+        self, layer_call: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Callable[..., Any]:
         """Keras' remat with dropout and masks, and on TensorFlow."""
         remat = super().rematerialized_call
         if remat(layer_call, *args, **kwargs) is layer_call:
@@ -238,15 +249,15 @@ class TemporalLayer(BaseLayer):
 
     def compute_output_spec(
         self,
-        x,
-        padding_mask=None,
-        initial_state=None,
-        return_state=None,
-        positions=None,
-        return_intermediates=False,
-        mask=None,
-        training=None,
-    ):
+        x: Any,
+        padding_mask: Any = None,
+        initial_state: Any = None,
+        return_state: bool | None = None,
+        positions: Any = None,
+        return_intermediates: bool = False,
+        mask: Any = None,
+        training: bool | None = None,
+    ) -> Any:
         self._check_call(x, padding_mask, positions, mask)
         shape = x.shape
         if not self.return_sequences:
@@ -268,16 +279,16 @@ class TemporalLayer(BaseLayer):
             outputs.append(self.intermediates_spec(x.shape))
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Any) -> Any:
         spec = self.compute_output_spec(keras.KerasTensor(input_shape))
         return keras.tree.map_structure(lambda leaf: leaf.shape, spec)
 
-    def compute_mask(self, inputs, previous_mask):
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
         if previous_mask is None or not self.return_sequences:
             return None
         return _flipped(previous_mask) if self.go_backwards else previous_mask
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "return_sequences": self.return_sequences,

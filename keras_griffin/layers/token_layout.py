@@ -39,13 +39,18 @@ class TokenLayout:
             have to be last.
         is_start: bool. Whether the rows have seen no token yet. Defaults to
             `None`: where there is no `state`.
+        num_kept: `(batch,)` int. The state is to be that after so many of a
+            row's real tokens; those after them are computed, and leave no
+            trace. Defaults to `None`: all of them.
 
     Attributes:
         positions: `(batch, time)` int32, on compact rows.
-        mask: `(batch, time)` bool on compact rows, or `None` without pads.
+        mask: `(batch, time)` bool on compact rows, which tokens the state has
+            seen, or `None` where that is all.
         place: `(batch, time)` int32, the column to which each token moved, or
             `None` if none did.
         is_start: bool. Whether there is nothing before these tokens.
+        keeps_all: bool. Whether the state has seen all real tokens.
     """
 
     def __init__(
@@ -56,6 +61,7 @@ class TokenLayout:
         state=None,
         positions=None,
         is_start=None,
+        num_kept=None,
     ):
         self.is_start = state is None if is_start is None else is_start
         self._time = time
@@ -79,6 +85,11 @@ class TokenLayout:
         if positions is None:
             positions = self._find_positions(batch)
         self.positions = ops.cast(positions, "int32")
+        self.keeps_all = num_kept is None
+        if not self.keeps_all:
+            columns = ops.arange(time, dtype="int32")[None, :]
+            self.mask = columns < num_kept[:, None]
+            self._num_real = num_kept
 
     def _set_order(self):
         real = ops.cast(self.mask, "int32")
@@ -157,7 +168,7 @@ class TokenLayout:
 
     @property
     def num_real(self):
-        """Real tokens of each row: `(batch,)` int32, or an int for all."""
+        """Tokens of each row that count: `(batch,)` int32, or an int."""
         return self._time if self._num_real is None else self._num_real
 
     def next_rows(self, batch):

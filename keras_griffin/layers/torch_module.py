@@ -1,5 +1,10 @@
 """What a PyTorch user does with a module, on a layer or model of Keras."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
 import keras
 
 from keras_griffin import keras_compat
@@ -18,7 +23,7 @@ if keras.config.backend() == "torch":
         mode_of_torch = None
 
         # A `torch.nn.Sequential` asks its modules by this for parameters.
-        def named_modules(self, *args, **kwargs):
+        def named_modules(self, *args: Any, **kwargs: Any) -> Any:
             if not self.built:
                 raise ValueError(
                     "The weights of a layer are made when it knows the width "
@@ -30,19 +35,19 @@ if keras.config.backend() == "torch":
             self.register_parameters()
             return super().named_modules(*args, **kwargs)
 
-        def state_dict(self, *args, **kwargs):
+        def state_dict(self, *args: Any, **kwargs: Any) -> Any:
             self.register_parameters()
             return super().state_dict(*args, **kwargs)
 
-        def load_state_dict(self, *args, **kwargs):
+        def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
             self.register_parameters()
             return super().load_state_dict(*args, **kwargs)
 
-        def train(self, mode=True):
+        def train(self, mode: bool = True) -> Any:
             self.mode_of_torch = mode
             return super().train(mode)
 
-        def check_conversion(self, function):
+        def check_conversion(self, function: Callable[..., Any]) -> None:
             """Raises for what would give the weights another dtype."""
             own = {v.dtype for v in self.variables if "float" in v.dtype}
             for name in own or {self.variable_dtype}:

@@ -1,4 +1,10 @@
+from __future__ import annotations
+
 import inspect
+import os
+from collections.abc import Sequence
+from typing import Any
+from typing import Self
 
 import keras
 import ml_dtypes
@@ -127,29 +133,33 @@ class GriffinBackbone(TorchModule, Backbone):
 
     def __init__(
         self,
-        vocabulary_size,
-        num_layers,
-        hidden_dim,
-        intermediate_dim,
-        num_query_heads,
-        head_dim=None,
-        recurrent_dim=None,
-        block_types=("recurrent", "recurrent", "local_attention"),
-        attention_window_size=1024,
-        num_gate_blocks=16,
-        conv_kernel_size=4,
-        recurrence="real",
-        scale_embeddings=False,
-        final_logit_soft_cap=None,
-        rope_max_wavelength=10_000.0,
-        rope_fraction=0.5,
-        layer_norm_epsilon=1e-6,
-        dropout=0.0,
-        implementation="auto",
-        decay_initializer="reference",
-        dtype=None,
-        **kwargs,
-    ):
+        vocabulary_size: int,
+        num_layers: int,
+        hidden_dim: int,
+        intermediate_dim: int,
+        num_query_heads: int,
+        head_dim: int | None = None,
+        recurrent_dim: int | None = None,
+        block_types: Sequence[str] = (
+            "recurrent",
+            "recurrent",
+            "local_attention",
+        ),
+        attention_window_size: int = 1024,
+        num_gate_blocks: int = 16,
+        conv_kernel_size: int = 4,
+        recurrence: str = "real",
+        scale_embeddings: bool = False,
+        final_logit_soft_cap: float | None = None,
+        rope_max_wavelength: float = 10_000.0,
+        rope_fraction: float = 0.5,
+        layer_norm_epsilon: float = 1e-6,
+        dropout: float = 0.0,
+        implementation: str = "auto",
+        decay_initializer: Any = "reference",
+        dtype: Any = None,
+        **kwargs: Any,
+    ) -> None:
         given = locals()
         quantization.check_dtype(dtype)
         check_arguments("GriffinBackbone", kwargs, _KNOWN)
@@ -158,15 +168,7 @@ class GriffinBackbone(TorchModule, Backbone):
         # === Layers ===
         self._compact_rows = CompactRows(dtype=dtype, name="compact_rows")
         self._restore_rows = RestoreRows(dtype=dtype, name="restore_rows")
-        self.token_embedding = ReversibleEmbedding(
-            vocabulary_size,
-            hidden_dim,
-            embeddings_initializer=keras.initializers.RandomNormal(
-                stddev=hidden_dim**-0.5
-            ),
-            dtype=dtype,
-            name="token_embedding",
-        )
+        self.token_embedding = _embedding(vocabulary_size, hidden_dim, dtype)
         self.embedding_dropout = ReplicaDropout(
             dropout, dtype=dtype, name="embedding_dropout"
         )
@@ -200,7 +202,12 @@ class GriffinBackbone(TorchModule, Backbone):
         return inputs, x
 
     @classmethod
-    def from_preset(cls, preset, load_weights=True, **kwargs):
+    def from_preset(
+        cls,
+        preset: str | os.PathLike[str],
+        load_weights: bool = True,
+        **kwargs: Any,
+    ) -> Self:
         """Builds the backbone of a preset. See `GriffinCausalLM.from_preset`.
 
         Args:
@@ -222,7 +229,11 @@ class GriffinBackbone(TorchModule, Backbone):
                 return super().from_preset(source.path, load_weights, **kwargs)
         return build_backbone(cls, source, load_weights, kwargs)
 
-    def save_to_preset(self, preset_dir, max_shard_size=10):
+    def save_to_preset(
+        self,
+        preset_dir: str | os.PathLike[str],
+        max_shard_size: float | None = 10,
+    ) -> None:
         """Saves the backbone. See `GriffinCausalLM.save_to_preset`."""
         exporting.save_preset(
             super().save_to_preset, preset_dir, self, max_shard_size
@@ -236,7 +247,7 @@ class GriffinBackbone(TorchModule, Backbone):
     export_to_deepmind = exporting.export_to_deepmind
 
     @staticmethod
-    def get_layout_map(device_mesh, fully_sharded=True):
+    def get_layout_map(device_mesh: Any, fully_sharded: bool = True) -> Any:
         """Returns the layout map of the weights for a mesh.
 
         Args:
@@ -257,18 +268,22 @@ class GriffinBackbone(TorchModule, Backbone):
         x = keep_rows(x)
         return self.embedding_dropout(x) if self.embedding_dropout.rate else x
 
-    def __call__(self, inputs, *args, **kwargs):
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         check_inputs(inputs, self.vocabulary_size)
         return super().__call__(with_mask(inputs), *args, **kwargs)
 
     # Keras looks for `training` by name: without it nothing would drop out.
-    def call(self, inputs, training=None, mask=None):
+    def call(
+        self, inputs: Any, training: bool | None = None, mask: Any = None
+    ) -> Any:
         # On JAX, `fit` comes here without passing `__call__`.
         check_names(inputs)
         inputs = with_mask(inputs)
         return super().call(inputs, training=training, mask=mask)
 
-    def init_state(self, batch_size, max_length=None):
+    def init_state(
+        self, batch_size: int, max_length: int | None = None
+    ) -> dict[str, Any]:
         """Returns the state of `batch_size` rows that have seen no token.
 
         Args:
@@ -296,13 +311,14 @@ class GriffinBackbone(TorchModule, Backbone):
 
     def call_with_state(
         self,
-        token_ids,
-        state,
-        padding_mask=None,
+        token_ids: Any,
+        state: Any,
+        padding_mask: Any = None,
         *,
-        positions=None,
-        is_start=False,
-    ):
+        positions: Any = None,
+        is_start: bool = False,
+        num_kept: Any = None,
+    ) -> tuple[Any, dict[str, Any]]:
         """Goes on from `state`: hidden states of new tokens, and their state.
 
         One call over `T1 + T2` tokens equals two over `T1` and `T2` with the
@@ -320,6 +336,9 @@ class GriffinBackbone(TorchModule, Backbone):
                 in each row. `None`: they are found from the rest.
             is_start: bool. Whether `state` is that of `init_state`: nothing
                 is looked for before the tokens then. Defaults to `False`.
+            num_kept: `(batch,)` int32. The returned state is that after so
+                many of a row's real tokens, at least two columns given; the
+                hidden states are of all. Defaults to `None`: after all.
 
         Returns:
             `(hidden, state)`: `(batch, time, hidden_dim)` and the state after
@@ -328,7 +347,7 @@ class GriffinBackbone(TorchModule, Backbone):
         batch, time = ops.shape(token_ids)
         rows = {key: state[key] for key in ROW_KEYS}
         layout = TokenLayout(
-            batch, time, padding_mask, rows, positions, is_start
+            batch, time, padding_mask, rows, positions, is_start, num_kept
         )
         x = self._embed(layout.compact(token_ids))
         blocks = []
@@ -339,7 +358,7 @@ class GriffinBackbone(TorchModule, Backbone):
         x = layout.restore(self.final_norm(x))
         return x, {**layout.next_rows(batch), "blocks": blocks}
 
-    def intermediates(self, inputs):
+    def intermediates(self, inputs: Any) -> dict[str, dict[str, Any]]:
         """Returns gates, decays and states of the recurrent blocks.
 
         A channel remembers about `1 / (1 - a[t])` tokens. `call` neither
@@ -371,7 +390,8 @@ class GriffinBackbone(TorchModule, Backbone):
         """
         check_inputs(inputs, self.vocabulary_size)
         token_ids = ops.convert_to_tensor(inputs["token_ids"])
-        layout = TokenLayout(*token_ids.shape, inputs.get("padding_mask"))
+        batch, time = token_ids.shape
+        layout = TokenLayout(batch, time, inputs.get("padding_mask"))
         x = self._embed(layout.compact(token_ids))
         found = {}
         for block in self.blocks:
@@ -389,7 +409,7 @@ class GriffinBackbone(TorchModule, Backbone):
     merge_lora = lora.merge_lora
     quantize = quantization.quantize
 
-    def save_lora_weights(self, filepath):
+    def save_lora_weights(self, filepath: str | os.PathLike[str]) -> None:
         """Saves the adapters; an old file is replaced when they are written.
 
         Args:
@@ -401,7 +421,7 @@ class GriffinBackbone(TorchModule, Backbone):
         """
         keras_files.save_lora_weights(super().save_lora_weights, self, filepath)
 
-    def load_lora_weights(self, filepath):
+    def load_lora_weights(self, filepath: str | os.PathLike[str]) -> None:
         """Loads adapters, and enables them on their layers if need be.
 
         Args:
@@ -418,18 +438,20 @@ class GriffinBackbone(TorchModule, Backbone):
         with keras_files.explained(filepath):
             super().load_lora_weights(filepath)
 
-    def save_own_variables(self, store):
+    def save_own_variables(self, store: Any) -> None:
         lora.check_saved_whole(self)
         super().save_own_variables(store)
 
-    def get_quantization_layer_structure(self, mode=None):
+    def get_quantization_layer_structure(
+        self, mode: str | None = None
+    ) -> dict[str, Any] | None:
         """What GPTQ and AWQ run one after the other; `None` for others."""
         if mode not in ("gptq", "awq"):
             return None
         embed, blocks = [self._embed], self.blocks
         return {"pre_block_layers": embed, "sequential_blocks": blocks}
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         saved = quantization.saved_quantization(self)
         return {
             # KerasHub's own would put the layers' policies into a map, which
@@ -443,7 +465,7 @@ class GriffinBackbone(TorchModule, Backbone):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         config = dict(config)
         saved = config.pop("quantization", {})
         if saved:
@@ -455,6 +477,17 @@ class GriffinBackbone(TorchModule, Backbone):
         quantization.set_input_quantizers(backbone, saved)
         quantization.save_zero_points(backbone)
         return backbone
+
+
+def _embedding(vocabulary_size, hidden_dim, dtype):
+    normal = keras.initializers.RandomNormal(stddev=hidden_dim**-0.5)
+    return ReversibleEmbedding(
+        vocabulary_size,
+        hidden_dim,
+        embeddings_initializer=normal,
+        dtype=dtype,
+        name="token_embedding",
+    )
 
 
 # The arguments that say what the model is.

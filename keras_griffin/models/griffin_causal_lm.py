@@ -1,4 +1,9 @@
+from __future__ import annotations
+
 import contextvars
+import os
+from typing import Any
+from typing import Self
 
 import keras
 import keras_hub
@@ -6,6 +11,7 @@ from keras import ops
 from keras_hub.models import CausalLM
 
 from keras_griffin import keras_compat
+from keras_griffin import near_names
 from keras_griffin.checkpoints import exporting
 from keras_griffin.checkpoints import keras_files
 from keras_griffin.checkpoints.preset_index import preprocessor_arguments
@@ -16,23 +22,19 @@ from keras_griffin.generation import chat_template
 from keras_griffin.generation import decoding
 from keras_griffin.generation import exported_model
 from keras_griffin.generation import exported_steps
-from keras_griffin.generation import prompts
 from keras_griffin.generation import sampling
 from keras_griffin.generation import scoring
 from keras_griffin.generation import search
 from keras_griffin.generation import state_files
+from keras_griffin.generation import streaming
 from keras_griffin.generation.chat_session import ChatSession
 from keras_griffin.generation.compiled_functions import CompiledFunctions
-from keras_griffin.layers.input_checks import check_inputs
-from keras_griffin.layers.input_checks import check_names
-from keras_griffin.layers.input_checks import with_mask
+from keras_griffin.layers import input_checks
 from keras_griffin.layers.torch_module import TorchModule
 from keras_griffin.models.griffin_backbone import GriffinBackbone
 from keras_griffin.models.griffin_causal_lm_preprocessor import (
     GriffinCausalLMPreprocessor,
 )
-from keras_griffin.near_names import arguments_of
-from keras_griffin.near_names import check_arguments
 from keras_griffin.training import chunked_cross_entropy
 from keras_griffin.training import lora
 from keras_griffin.training import quantization
@@ -119,9 +121,11 @@ class GriffinCausalLM(TorchModule, keras_compat.KeepsState, CausalLM):
     _hits_suffice = True
     _loss_in_pieces = False
 
-    def __init__(self, backbone, preprocessor=None, **kwargs):
+    def __init__(
+        self, backbone: GriffinBackbone, preprocessor: Any = None, **kwargs: Any
+    ) -> None:
         known = ("backbone", "preprocessor", *_LAST_ARGUMENTS)
-        check_arguments("GriffinCausalLM", kwargs, known)
+        near_names.check_arguments("GriffinCausalLM", kwargs, known)
 
         # === Layers ===
         self.backbone = backbone
@@ -135,7 +139,13 @@ class GriffinCausalLM(TorchModule, keras_compat.KeepsState, CausalLM):
         )
 
     @classmethod
-    def from_preset(cls, preset, load_weights=True, dtype=None, **kwargs):
+    def from_preset(
+        cls,
+        preset: str | os.PathLike[str],
+        load_weights: bool = True,
+        dtype: Any = None,
+        **kwargs: Any,
+    ) -> Self:
         """Builds the model of a preset, with its weights and preprocessor.
 
         Args:
@@ -145,7 +155,8 @@ class GriffinCausalLM(TorchModule, keras_compat.KeepsState, CausalLM):
                   `keras-griffin presets` lists all of them;
                 - a folder written by `save_to_preset`;
                 - a folder in Hugging Face's RecurrentGemma format
-                  (`config.json`, safetensors, `tokenizer.model`);
+                  (`config.json`, safetensors, `tokenizer.model`), whose
+                  files PyTorch maps: replace them, don't write into them;
                 - an archive of DeepMind's: a folder with `tokenizer.model`
                   and an orbax folder or a .pt file. If it was not written
                   here, it is taken for a RecurrentGemma's;
@@ -180,8 +191,12 @@ class GriffinCausalLM(TorchModule, keras_compat.KeepsState, CausalLM):
         )
         ```
         """
-        known = {*arguments_of(cls, GriffinCausalLM), *_LAST_ARGUMENTS}
-        check_arguments(f"{cls.__name__}.from_preset", kwargs, known)
+        known = {
+            *near_names.arguments_of(cls, GriffinCausalLM),
+            *_LAST_ARGUMENTS,
+        }
+        known |= {"dtype", "load_weights"}
+        near_names.check_arguments(f"{cls.__name__}.from_preset", kwargs, known)
         return load_task(
             cls,
             super().from_preset,
@@ -192,7 +207,11 @@ class GriffinCausalLM(TorchModule, keras_compat.KeepsState, CausalLM):
             preprocessor_arguments,
         )
 
-    def save_to_preset(self, preset_dir, max_shard_size=10):
+    def save_to_preset(
+        self,
+        preset_dir: str | os.PathLike[str],
+        max_shard_size: float | None = 10,
+    ) -> None:
         """Saves the model as KerasHub does, and a model card.
 
         An older preset in the folder is replaced whole or, if something goes
@@ -222,15 +241,17 @@ class GriffinCausalLM(TorchModule, keras_compat.KeepsState, CausalLM):
         cap = self.backbone.final_logit_soft_cap
         return logits if cap is None else cap * ops.tanh(logits / cap)
 
-    def __call__(self, inputs, *args, **kwargs):
-        check_inputs(inputs, self.backbone.vocabulary_size)
-        return super().__call__(with_mask(inputs), *args, **kwargs)
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        input_checks.check_inputs(inputs, self.backbone.vocabulary_size)
+        return super().__call__(input_checks.with_mask(inputs), *args, **kwargs)
 
     # Keras looks for `training` by name: without it nothing would drop out.
-    def call(self, inputs, training=None, mask=None):
+    def call(
+        self, inputs: Any, training: bool | None = None, mask: Any = None
+    ) -> Any:
         # On JAX, `fit` comes here without passing `__call__`.
-        check_names(inputs)
-        inputs = with_mask(inputs)
+        input_checks.check_names(inputs)
+        inputs = input_checks.with_mask(inputs)
         in_step = _in_step.get() is self
         if self._replica_call is not None:
             return self._replica_call(inputs, training, in_step)
@@ -245,10 +266,10 @@ class GriffinCausalLM(TorchModule, keras_compat.KeepsState, CausalLM):
 
     state_lock = property(lambda self: self._functions.state_lock)
 
-    def train_step(self, *args, **kwargs):
+    def train_step(self, *args: Any, **kwargs: Any) -> Any:
         return self._run_step(super().train_step, *args, **kwargs)
 
-    def test_step(self, *args, **kwargs):
+    def test_step(self, *args: Any, **kwargs: Any) -> Any:
         return self._run_step(super().test_step, *args, **kwargs)
 
     def _run_step(self, step, *args, **kwargs):
@@ -264,21 +285,26 @@ class GriffinCausalLM(TorchModule, keras_compat.KeepsState, CausalLM):
         return tensorflow_strategies.logs_of_replica(self, logs)
 
     def compute_loss(
-        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
-    ):
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Any:
         """The loss of a batch, as `keras.Model.compute_loss`.
 
-        Within `fit` and `evaluate`, with the cross-entropy of token ids that
-        `loss="auto"` stands for and no metrics but the accuracy, `y_pred` are
-        hidden states: logits are made for some tokens at a time, in the
-        gradient once more. Where other metrics, or a subclass with a step,
-        loss or metrics of its own, look at logits, there are all of them.
+        Within `fit` and `evaluate`, with `loss="auto"` and no metrics but the
+        accuracy, `y_pred` are hidden states: logits are made for some tokens
+        at a time, in the gradient once more. Where other metrics, or a step,
+        loss or metrics of a subclass, look at logits, there are all of them.
         """
         sample_weight = training_checks.token_weights(
             self.loss, y, sample_weight, y_pred
         )
         if _in_step.get() is not self:
-            return super().compute_loss(x, y, y_pred, sample_weight, training)
+            rows = training_checks.as_rows(self.loss, y, y_pred, sample_weight)
+            return super().compute_loss(x, *rows, training)
         y = ops.reshape(y, ops.shape(y_pred)[:2])
         loss, hits = chunked_cross_entropy.chunked_loss(
             self,
@@ -300,7 +326,9 @@ class GriffinCausalLM(TorchModule, keras_compat.KeepsState, CausalLM):
         )
         return loss
 
-    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+    def compute_metrics(
+        self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
+    ) -> dict[str, Any]:
         if _in_step.get() is self:  # `compute_loss` has updated them
             return self.get_metrics_result()
         sample_weight = training_checks.token_weights(
@@ -311,7 +339,7 @@ class GriffinCausalLM(TorchModule, keras_compat.KeepsState, CausalLM):
     # KerasHub turns all data into a pipeline for the sake of preprocessing,
     # and arrays are not shuffled then. Token ids need none of it.
 
-    def fit(self, x=None, y=None, **kwargs):
+    def fit(self, x: Any = None, y: Any = None, **kwargs: Any) -> Any:
         training_checks.check_no_class_weight(kwargs.get("class_weight"))
         if self._goes_through_pipeline(x):
             x = self.preprocessor.for_pipeline(x)
@@ -324,12 +352,17 @@ class GriffinCausalLM(TorchModule, keras_compat.KeepsState, CausalLM):
         return keras.Model.fit(self, x, y, **kwargs)
 
     def train_on_batch(
-        self, x, y=None, sample_weight=None, class_weight=None, **kwargs
-    ):
+        self,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        class_weight: Any = None,
+        **kwargs: Any,
+    ) -> Any:
         training_checks.check_no_class_weight(class_weight)
         return super().train_on_batch(x, y, sample_weight, **kwargs)
 
-    def evaluate(self, x=None, y=None, **kwargs):
+    def evaluate(self, x: Any = None, y: Any = None, **kwargs: Any) -> Any:
         with keras_compat.state_put_back(self):
             if self._goes_through_pipeline(x):
                 x = self.preprocessor.for_pipeline(x)
@@ -337,7 +370,7 @@ class GriffinCausalLM(TorchModule, keras_compat.KeepsState, CausalLM):
             self._check_arrays(x, y, kwargs)
             return keras.Model.evaluate(self, x, y, **kwargs)
 
-    def predict(self, x=None, **kwargs):
+    def predict(self, x: Any = None, **kwargs: Any) -> Any:
         with keras_compat.state_put_back(self):
             if self._goes_through_pipeline(x):
                 x = self.preprocessor.for_pipeline(x)
@@ -347,16 +380,15 @@ class GriffinCausalLM(TorchModule, keras_compat.KeepsState, CausalLM):
 
     def _goes_through_pipeline(self, x):
         # A PyDataset holds batches already; KerasHub would not take it.
-        return self.preprocessor is not None and not isinstance(
-            x, keras.utils.PyDataset
-        )
+        is_in_batches = isinstance(x, keras.utils.PyDataset)
+        return self.preprocessor is not None and not is_in_batches
 
     def _check_arrays(self, x, y=None, kwargs=()):
         if isinstance(x, dict):
-            check_inputs(x, self.backbone.vocabulary_size)
+            input_checks.check_inputs(x, self.backbone.vocabulary_size)
             training_checks.check_arrays(self, x, y, kwargs)
 
-    def get_compile_config(self):
+    def get_compile_config(self) -> Any:
         config = super().get_compile_config()
         return config and {
             **config,
@@ -365,12 +397,11 @@ class GriffinCausalLM(TorchModule, keras_compat.KeepsState, CausalLM):
             "sampler": keras_hub.samplers.serialize(self.sampler),
         }
 
-    def compile_from_config(self, config):
-        config = keras.saving.deserialize_keras_object(config)
-        self.compile(**config)
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
 
-    def compile(self, *args, **kwargs):
+    def compile(self, *args: Any, **kwargs: Any) -> None:
         """Configures training and sampling. See `keras_hub.models.CausalLM`.
 
         On TensorFlow the loop that makes tokens is compiled by XLA unless
@@ -390,7 +421,9 @@ class GriffinCausalLM(TorchModule, keras_compat.KeepsState, CausalLM):
         self._requested_jit_compile = kwargs.get("jit_compile", "auto")
         self._replica_call = None
         if keras.config.backend() == "tensorflow":
-            self._compile_for_strategy()
+            from keras_griffin.distribution import tensorflow_strategies
+
+            self._replica_call = tensorflow_strategies.function_of_replica(self)
         distribution = keras.distribution.distribution()
         if isinstance(distribution, GriffinParallel):
             check_layout_map(distribution.layout_map, self)
@@ -414,25 +447,22 @@ class GriffinCausalLM(TorchModule, keras_compat.KeepsState, CausalLM):
             )
         )
 
-    def _compile_for_strategy(self):
-        from keras_griffin.distribution import tensorflow_strategies
-
-        self._replica_call = tensorflow_strategies.function_of_replica(
-            self, self._call
-        )
-
     # Weights that came or went since the last step need another function.
 
-    def make_train_function(self, *args, **kwargs):
+    def make_train_function(self, *args: Any, **kwargs: Any) -> Any:
         training_checks.check_still_compiled(self)
         self._functions.forget_stale()
+        if keras.config.backend() == "tensorflow":
+            chunked_cross_entropy.make_variables(
+                self, self._loss_in_pieces and self._has_metrics
+            )
         return super().make_train_function(*args, **kwargs)
 
-    def make_test_function(self, *args, **kwargs):
+    def make_test_function(self, *args: Any, **kwargs: Any) -> Any:
         self._functions.forget_stale()
         return super().make_test_function(*args, **kwargs)
 
-    def make_predict_function(self, *args, **kwargs):
+    def make_predict_function(self, *args: Any, **kwargs: Any) -> Any:
         self._functions.forget_stale()
         return super().make_predict_function(*args, **kwargs)
 
@@ -442,7 +472,7 @@ class GriffinCausalLM(TorchModule, keras_compat.KeepsState, CausalLM):
     load_lora_weights = lora.load_lora_weights
     merge_lora = lora.merge_lora
 
-    def get_quantization_layer_structure(self, mode=None):
+    def get_quantization_layer_structure(self, mode: str | None = None) -> Any:
         return self.backbone.get_quantization_layer_structure(mode)
 
     # === Generation: each is a function of the model, documented there ===
@@ -450,38 +480,21 @@ class GriffinCausalLM(TorchModule, keras_compat.KeepsState, CausalLM):
     prefill = decoding.prefill
     decode_step = decoding.decode_step
     generate = decoding.generate
-    generate_stream = decoding.generate_stream
+    generate_stream = streaming.generate_stream
     generate_step = search.generate_step
+    make_generate_function = decoding.make_generate_function
     score = scoring.score
     save_state = state_files.save_state
     load_state = state_files.load_state
     export = exported_model.export
     export_steps = exported_steps.export_steps
 
-    def init_state(self, batch_size, max_length=None):
+    def init_state(
+        self, batch_size: int, max_length: int | None = None
+    ) -> dict[str, Any]:
         """Returns a fresh state. See `GriffinBackbone.init_state`."""
         return self.backbone.init_state(batch_size, max_length)
 
-    def make_generate_function(self):
-        """Returns the function of token ids that KerasHub knows.
-
-        It stays in `generate_function` until the next `compile`.
-        """
-        if self.generate_function is not None:
-            return self.generate_function
-
-        def generate_function(inputs, stop_token_ids=None):
-            rows = prompts.make_prompts(self, inputs, None, None, None)
-            stops = sampling.find_stop_token_ids(self, stop_token_ids)
-            generated, _ = decoding.generate_tokens(
-                self, rows, stops, self.sampler, None
-            )
-            outputs = rows.outputs(generated, stops)
-            return {n: ops.convert_to_tensor(v) for n, v in outputs.items()}
-
-        self.generate_function = generate_function
-        return generate_function
-
-    def chat(self, **options):
+    def chat(self, **options: Any) -> ChatSession:
         """Starts a conversation that keeps its state. See `ChatSession`."""
         return ChatSession(self, **options)

@@ -1,3 +1,9 @@
+from __future__ import annotations
+
+import os
+from typing import Any
+from typing import Self
+
 import keras
 import numpy as np
 from keras_hub.layers import StartEndPacker
@@ -14,6 +20,7 @@ from keras_griffin.generation import chat_template
 from keras_griffin.models.griffin_backbone import GriffinBackbone
 from keras_griffin.models.griffin_tokenizer import GriffinTokenizer
 from keras_griffin.models.griffin_tokenizer import check_text
+from keras_griffin.near_names import check_arguments_of
 
 PAIR = {"prompts", "responses"}
 # Conversations on their way through a pipeline.
@@ -103,13 +110,14 @@ class GriffinCausalLMPreprocessor(CausalLMPreprocessor):
 
     def __init__(
         self,
-        tokenizer,
-        sequence_length=1024,
-        add_start_token=True,
-        add_end_token=True,
-        turn_format=None,
-        **kwargs,
-    ):
+        tokenizer: GriffinTokenizer,
+        sequence_length: int = 1024,
+        add_start_token: bool = True,
+        add_end_token: bool = True,
+        turn_format: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        check_arguments_of(type(self), kwargs)
         if turn_format not in chat_template.TURN_FORMATS:
             raise ValueError(
                 f"`turn_format` must be one of {chat_template.TURN_FORMATS}. "
@@ -126,7 +134,7 @@ class GriffinCausalLMPreprocessor(CausalLMPreprocessor):
         self.turn_format = turn_format
 
     @classmethod
-    def from_preset(cls, preset, **kwargs):
+    def from_preset(cls, preset: str | os.PathLike[str], **kwargs: Any) -> Self:
         """Loads the preprocessor of a preset, with its tokenizer.
 
         Args:
@@ -141,6 +149,7 @@ class GriffinCausalLMPreprocessor(CausalLMPreprocessor):
         Raises:
             ValueError: as `GriffinTokenizer.from_preset`.
         """
+        check_arguments_of(cls, kwargs)
         source = find_preset(preset, load_weights=False)
         if source.kind == "keras":
             with loading(source, weights=False):
@@ -151,14 +160,14 @@ class GriffinCausalLMPreprocessor(CausalLMPreprocessor):
         return cls(GriffinTokenizer.from_preset(preset), **kwargs)
 
     @property
-    def stop_token_ids(self):
+    def stop_token_ids(self) -> tuple[int, ...]:
         """The ids that end what is generated, a tuple."""
         stops = (self.tokenizer.end_token_id,)
         if self.turn_format is None:
             return stops
         return (*stops, self.tokenizer.token_to_id(chat_template.END_OF_TURN))
 
-    def save_to_preset(self, preset_dir):
+    def save_to_preset(self, preset_dir: str | os.PathLike[str]) -> None:
         """Saves the preprocessor as KerasHub does, whole or not at all.
 
         Args:
@@ -166,7 +175,7 @@ class GriffinCausalLMPreprocessor(CausalLMPreprocessor):
         """
         exporting.save_part_of_preset(super().save_to_preset, preset_dir)
 
-    def export_to_transformers(self, path):
+    def export_to_transformers(self, path: str | os.PathLike[str]) -> None:
         """Writes the tokenizer for transformers, and the turn format.
 
         Args:
@@ -174,7 +183,7 @@ class GriffinCausalLMPreprocessor(CausalLMPreprocessor):
         """
         exporting.export_tokenizer(path, self.tokenizer, self.turn_format)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         super().build(input_shape)
         if self.turn_format is not None:
             _check_turn_tokens(self.tokenizer)
@@ -193,7 +202,13 @@ class GriffinCausalLMPreprocessor(CausalLMPreprocessor):
                 return_padding_mask=True,
             )
 
-    def call(self, x, y=None, sample_weight=None, sequence_length=None):
+    def call(
+        self,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        sequence_length: int | None = None,
+    ) -> Any:
         x = self.for_pipeline(x)
         if isinstance(x, dict) and set(x) & {*PAIR, TURNS_KEY}:
             _check_pairs(x)
@@ -209,7 +224,7 @@ class GriffinCausalLMPreprocessor(CausalLMPreprocessor):
         )
         return keras.tree.map_structure(lambda rows: rows[..., :-1], packed)
 
-    def for_pipeline(self, x):
+    def for_pipeline(self, x: Any) -> Any:
         """Conversations to learn from as strings, anything else as it is."""
         if chat_template.is_conversation(x):
             return {TURNS_KEY: self._render(x, "model")}
@@ -284,7 +299,7 @@ class GriffinCausalLMPreprocessor(CausalLMPreprocessor):
             return chat_template.tokenize(self.tokenizer, x)[0]
         return self.tokenizer(x)
 
-    def render_prompts(self, x):
+    def render_prompts(self, x: Any) -> Any:
         """Conversations to answer as strings, anything else checked."""
         if chat_template.is_conversation(x):
             return self._render(x, "user")
@@ -293,7 +308,9 @@ class GriffinCausalLMPreprocessor(CausalLMPreprocessor):
         check_text(x)
         return x
 
-    def generate_preprocess(self, x, sequence_length=None):
+    def generate_preprocess(
+        self, x: Any, sequence_length: int | None = None
+    ) -> dict[str, Any]:
         """Returns the token ids and padding mask of prompts.
 
         Args:
@@ -320,7 +337,7 @@ class GriffinCausalLMPreprocessor(CausalLMPreprocessor):
         )
         return {"token_ids": token_ids, "padding_mask": padding_mask}
 
-    def prompt_rows(self, x, is_start=True):
+    def prompt_rows(self, x: Any, is_start: bool = True) -> list[list[int]]:
         """Returns the token ids of prompts as a list of lists, unpadded.
 
         Args:
@@ -368,7 +385,7 @@ class GriffinCausalLMPreprocessor(CausalLMPreprocessor):
                 f"{rule} and a prompt of {longest} tokens. {advice}"
             )
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "turn_format": self.turn_format}
 
 

@@ -1,3 +1,9 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
 import keras
 from keras_hub.models import TextClassifier
 
@@ -15,9 +21,9 @@ class GriffinTextClassifier(GriffinTextTask, TextClassifier):
     """A Griffin that tells to which class a text belongs.
 
     `logits = W pool(h) + b`, with the backbone's hidden states `h` and one
-    vector a row: that of the last real token, or the mean of all. Pads may be
-    anywhere and change nothing. Of a packed row the last document alone
-    counts.
+    vector a row: that of the last real token, or the mean of all. `W` begins at
+    zero. Pads may be anywhere and change nothing. Of a packed row the last
+    document alone counts.
 
     It is a `keras_hub.models.TextClassifier`: with a preprocessor `fit`,
     `evaluate` and `predict` take strings, without one token ids.
@@ -63,14 +69,14 @@ class GriffinTextClassifier(GriffinTextTask, TextClassifier):
 
     def __init__(
         self,
-        backbone,
-        num_classes=None,
-        preprocessor=None,
-        pooling_mode="last",
-        activation=None,
-        dropout=0.0,
-        **kwargs,
-    ):
+        backbone: GriffinBackbone,
+        num_classes: int | None = None,
+        preprocessor: Any = None,
+        pooling_mode: str = "last",
+        activation: str | Callable[..., Any] | None = None,
+        dropout: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
         if not isinstance(num_classes, int) or num_classes < 1:
             raise ValueError(
                 "`num_classes` must be an integer of at least 1. Received: "
@@ -85,8 +91,14 @@ class GriffinTextClassifier(GriffinTextTask, TextClassifier):
         self.pooled_dropout = keras.layers.Dropout(
             dropout, dtype=dtype, name="pooled_dropout"
         )
+        # Zeros: hidden states may be large, as those of presets with scaled
+        # embeddings are, and the loss begins at log(num_classes) all the same.
         self.output_dense = keras.layers.Dense(
-            num_classes, activation=activation, dtype=dtype, name="logits"
+            num_classes,
+            activation=activation,
+            kernel_initializer="zeros",
+            dtype=dtype,
+            name="logits",
         )
 
         # === Config ===
@@ -105,13 +117,13 @@ class GriffinTextClassifier(GriffinTextTask, TextClassifier):
     # KerasHub's would write the optimizer's variables too, and warn when a
     # model without them reads the file.
 
-    def save_task_weights(self, filepath):
+    def save_task_weights(self, filepath: str | os.PathLike[str]) -> None:
         """Saves the head alone, to a file that ends in `.weights.h5`."""
         keras.saving.save_weights(
             self, filepath, objects_to_skip=self._all_but_the_head()
         )
 
-    def load_task_weights(self, filepath):
+    def load_task_weights(self, filepath: str | os.PathLike[str]) -> None:
         """Loads what `save_task_weights` wrote."""
         keras.saving.load_weights(
             self, filepath, objects_to_skip=self._all_but_the_head()
@@ -120,7 +132,7 @@ class GriffinTextClassifier(GriffinTextTask, TextClassifier):
     def _all_but_the_head(self):
         return [*keras_compat.all_layers(self.backbone), self.optimizer]
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "num_classes": self.num_classes,

@@ -1,3 +1,7 @@
+from __future__ import annotations
+
+from typing import Any
+
 import keras
 from keras import ops
 from keras_hub.models import TextEmbedder
@@ -60,12 +64,12 @@ class GriffinTextEmbedder(GriffinTextTask, TextEmbedder):
 
     def __init__(
         self,
-        backbone,
-        preprocessor=None,
-        pooling_mode="last",
-        normalize=True,
-        **kwargs,
-    ):
+        backbone: GriffinBackbone,
+        preprocessor: Any = None,
+        pooling_mode: str = "last",
+        normalize: bool = True,
+        **kwargs: Any,
+    ) -> None:
         self._set_parts(backbone, preprocessor, kwargs)
 
         # === Layers ===
@@ -83,7 +87,9 @@ class GriffinTextEmbedder(GriffinTextTask, TextEmbedder):
         self.pooling_mode = pooling_mode
         self.normalize = normalize
 
-    def similarity(self, query_embeddings, document_embeddings):
+    def similarity(
+        self, query_embeddings: Any, document_embeddings: Any
+    ) -> Any:
         """Returns the dot product of each query with each document.
 
         Args:
@@ -98,7 +104,7 @@ class GriffinTextEmbedder(GriffinTextTask, TextEmbedder):
             ops.transpose(ops.convert_to_tensor(document_embeddings)),
         )
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "pooling_mode": self.pooling_mode,

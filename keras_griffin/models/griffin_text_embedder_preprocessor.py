@@ -1,9 +1,14 @@
+from __future__ import annotations
+
+from typing import Any
+
 import keras
 from keras_hub.models import TextEmbedderPreprocessor
 
 from keras_griffin.models.griffin_text_preprocessor import (
     GriffinTextPreprocessor,
 )
+from keras_griffin.near_names import check_arguments_of
 
 
 @keras.saving.register_keras_serializable(package="keras_griffin")
@@ -46,11 +51,12 @@ class GriffinTextEmbedderPreprocessor(
 
     def __init__(
         self,
-        tokenizer,
-        sequence_length=256,
-        truncate="round_robin",
-        **kwargs,
-    ):
+        tokenizer: Any,
+        sequence_length: int = 256,
+        truncate: str = "round_robin",
+        **kwargs: Any,
+    ) -> None:
+        check_arguments_of(type(self), kwargs)
         super().__init__(
             tokenizer,
             sequence_length=sequence_length,

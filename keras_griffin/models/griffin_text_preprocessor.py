@@ -1,3 +1,9 @@
+from __future__ import annotations
+
+import os
+from typing import Any
+from typing import Self
+
 import keras
 
 from keras_griffin.checkpoints import exporting
@@ -6,6 +12,7 @@ from keras_griffin.checkpoints.preset_loading import loading
 from keras_griffin.models.griffin_backbone import GriffinBackbone
 from keras_griffin.models.griffin_tokenizer import GriffinTokenizer
 from keras_griffin.models.griffin_tokenizer import check_text
+from keras_griffin.near_names import check_arguments_of
 
 
 class GriffinTextPreprocessor:
@@ -16,7 +23,7 @@ class GriffinTextPreprocessor:
     presets = GriffinBackbone.presets
 
     @classmethod
-    def from_preset(cls, preset, **kwargs):
+    def from_preset(cls, preset: str | os.PathLike[str], **kwargs: Any) -> Self:
         """Loads the preprocessor of a preset, or its tokenizer into a new one.
 
         Args:
@@ -30,13 +37,14 @@ class GriffinTextPreprocessor:
         Raises:
             ValueError: as `GriffinTokenizer.from_preset`.
         """
+        check_arguments_of(cls, kwargs)
         source = find_preset(preset, load_weights=False)
         if source.kind == "keras":
             with loading(source, weights=False):
                 return super().from_preset(source.path, **kwargs)
         return cls(GriffinTokenizer.from_preset(preset), **kwargs)
 
-    def save_to_preset(self, preset_dir):
+    def save_to_preset(self, preset_dir: str | os.PathLike[str]) -> None:
         """Saves the preprocessor as KerasHub does, whole or not at all.
 
         Args:
@@ -44,7 +52,7 @@ class GriffinTextPreprocessor:
         """
         exporting.save_part_of_preset(super().save_to_preset, preset_dir)
 
-    def call(self, x, y=None, sample_weight=None):
+    def call(self, x: Any, y: Any = None, sample_weight: Any = None) -> Any:
         for segment in x if isinstance(x, tuple) else (x,):
             check_text(segment)
         packed = super().call(x, y, sample_weight)

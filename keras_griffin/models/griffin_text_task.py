@@ -1,4 +1,9 @@
+from __future__ import annotations
+
+import os
 import threading
+from typing import Any
+from typing import Self
 
 import keras
 
@@ -26,7 +31,13 @@ class GriffinTextTask(TorchModule, keras_compat.KeepsState):
     _compiled_weights = None
 
     @classmethod
-    def from_preset(cls, preset, load_weights=True, dtype=None, **kwargs):
+    def from_preset(
+        cls,
+        preset: str | os.PathLike[str],
+        load_weights: bool = True,
+        dtype: Any = None,
+        **kwargs: Any,
+    ) -> Self:
         """Builds the task of a preset, or of a causal model's preset.
 
         Args:
@@ -45,12 +56,17 @@ class GriffinTextTask(TorchModule, keras_compat.KeepsState):
             ValueError: as `GriffinCausalLM.from_preset`.
         """
         known = {*arguments_of(cls, _task_class(cls)), *LAST_ARGUMENTS}
+        known |= {"dtype", "load_weights"}
         check_arguments(f"{cls.__name__}.from_preset", kwargs, known)
         return load_task(
             cls, super().from_preset, preset, load_weights, dtype, kwargs
         )
 
-    def save_to_preset(self, preset_dir, max_shard_size=10):
+    def save_to_preset(
+        self,
+        preset_dir: str | os.PathLike[str],
+        max_shard_size: float | None = 10,
+    ) -> None:
         """Saves the task. See `GriffinCausalLM.save_to_preset`."""
         exporting.save_preset(
             super().save_to_preset, preset_dir, self, max_shard_size
@@ -66,15 +82,19 @@ class GriffinTextTask(TorchModule, keras_compat.KeepsState):
     load_lora_weights = lora.load_lora_weights
     merge_lora = lora.merge_lora
 
-    def get_quantization_layer_structure(self, mode=None):
+    def get_quantization_layer_structure(
+        self, mode: str | None = None
+    ) -> dict[str, Any] | None:
         return self.backbone.get_quantization_layer_structure(mode)
 
-    def __call__(self, inputs, *args, **kwargs):
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         check_inputs(inputs, self.backbone.vocabulary_size)
         return super().__call__(inputs, *args, **kwargs)
 
     # Keras looks for `training` by name: without it nothing would drop out.
-    def call(self, inputs, training=None, mask=None):
+    def call(
+        self, inputs: Any, training: bool | None = None, mask: Any = None
+    ) -> Any:
         # On JAX, `fit` comes here without passing `__call__`.
         check_names(inputs)
         return super().call(inputs, training=training, mask=mask)
@@ -82,14 +102,14 @@ class GriffinTextTask(TorchModule, keras_compat.KeepsState):
     # KerasHub turns all data into a pipeline for the sake of preprocessing,
     # and arrays are not shuffled then. Token ids need none of it.
 
-    def fit(self, x=None, y=None, **kwargs):
+    def fit(self, x: Any = None, y: Any = None, **kwargs: Any) -> Any:
         return self._run_on(x, "fit", x, y, **kwargs)
 
-    def evaluate(self, x=None, y=None, **kwargs):
+    def evaluate(self, x: Any = None, y: Any = None, **kwargs: Any) -> Any:
         with keras_compat.state_put_back(self):
             return self._run_on(x, "evaluate", x, y, **kwargs)
 
-    def predict(self, x=None, **kwargs):
+    def predict(self, x: Any = None, **kwargs: Any) -> Any:
         with keras_compat.state_put_back(self):
             return self._run_on(x, "predict", x, **kwargs)
 
@@ -102,16 +122,18 @@ class GriffinTextTask(TorchModule, keras_compat.KeepsState):
 
     # Weights that came or went since the last step need another function.
 
-    def make_train_function(self, *args, **kwargs):
+    def make_train_function(self, *args: Any, **kwargs: Any) -> Any:
         training_checks.check_still_compiled(self)
         self._forget_stale()
+        if not self.optimizer.built:  # Else TensorFlow traces the step twice.
+            self.optimizer.build(self.trainable_variables)
         return super().make_train_function(*args, **kwargs)
 
-    def make_test_function(self, *args, **kwargs):
+    def make_test_function(self, *args: Any, **kwargs: Any) -> Any:
         self._forget_stale()
         return super().make_test_function(*args, **kwargs)
 
-    def make_predict_function(self, *args, **kwargs):
+    def make_predict_function(self, *args: Any, **kwargs: Any) -> Any:
         self._forget_stale()
         return super().make_predict_function(*args, **kwargs)
 
@@ -123,7 +145,7 @@ class GriffinTextTask(TorchModule, keras_compat.KeepsState):
             self.predict_function = None
             self._compiled_weights = weights
 
-    def compile_from_config(self, config):
+    def compile_from_config(self, config: dict[str, Any]) -> None:
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
 

@@ -1,4 +1,9 @@
+from __future__ import annotations
+
+import os
 import sys
+from typing import Any
+from typing import Self
 
 import keras
 import numpy as np
@@ -11,6 +16,7 @@ from keras_griffin.checkpoints.preset_loading import loading
 from keras_griffin.checkpoints.preset_loading import tokenizer_path
 from keras_griffin.files import inside
 from keras_griffin.models.griffin_backbone import GriffinBackbone
+from keras_griffin.near_names import check_arguments_of
 
 # Above it KerasHub takes a string for an encoded model [characters].
 LONGEST_PATH = 2048
@@ -60,14 +66,15 @@ class GriffinTokenizer(SentencePieceTokenizer):
     backbone_cls = GriffinBackbone
     presets = GriffinBackbone.presets
 
-    def __init__(self, proto=None, **kwargs):
+    def __init__(self, proto: str | bytes | None = None, **kwargs: Any) -> None:
+        check_arguments_of(type(self), kwargs)
         keras_compat.add_special_token(self, "<bos>", "start_token")
         keras_compat.add_special_token(self, "<eos>", "end_token")
         keras_compat.add_special_token(self, "<pad>", "pad_token")
         super().__init__(proto=proto, **kwargs)
 
     @classmethod
-    def from_preset(cls, preset, **kwargs):
+    def from_preset(cls, preset: str | os.PathLike[str], **kwargs: Any) -> Self:
         """Loads the tokenizer of a preset. See `GriffinCausalLM.from_preset`.
 
         Args:
@@ -82,6 +89,7 @@ class GriffinTokenizer(SentencePieceTokenizer):
             ValueError: for a preset without a tokenizer, and as
                 `GriffinCausalLM.from_preset`.
         """
+        check_arguments_of(cls, kwargs)
         source = find_preset(preset, load_weights=False)
         if source.kind == "keras":
             with loading(source, weights=False):
@@ -90,7 +98,7 @@ class GriffinTokenizer(SentencePieceTokenizer):
         with open(path, "rb") as file:
             return cls(file.read(), **kwargs)
 
-    def export_to_transformers(self, path):
+    def export_to_transformers(self, path: str | os.PathLike[str]) -> None:
         """Writes what transformers reads a tokenizer from.
 
         Args:
@@ -98,7 +106,7 @@ class GriffinTokenizer(SentencePieceTokenizer):
         """
         exporting.export_tokenizer(path, self)
 
-    def save_to_preset(self, preset_dir):
+    def save_to_preset(self, preset_dir: str | os.PathLike[str]) -> None:
         """Saves the tokenizer as KerasHub does, whole or not at all.
 
         Args:
@@ -106,13 +114,13 @@ class GriffinTokenizer(SentencePieceTokenizer):
         """
         exporting.save_part_of_preset(super().save_to_preset, preset_dir)
 
-    def load_assets(self, dir_path):
+    def load_assets(self, dir_path: str | os.PathLike[str]) -> None:
         # KerasHub's own method leaves the file open.
         name = self.file_assets[0]
         path = inside.file_inside(dir_path, name, inside.TOKENIZER_LIMIT)
         self.set_proto(path.read_bytes())
 
-    def set_proto(self, proto):
+    def set_proto(self, proto: str | bytes | None) -> None:
         """Takes a SentencePiece model: see the class."""
         if isinstance(proto, str) and len(proto) <= LONGEST_PATH:
             inside.regular_file(proto, inside.TOKENIZER_LIMIT)
@@ -123,10 +131,9 @@ class GriffinTokenizer(SentencePieceTokenizer):
         try:
             super().set_proto(proto)
         except damage as error:
+            size = len(proto or "")
             received = (
-                f"{len(proto)} bytes"
-                if len(proto) > LONGEST_PATH
-                else (f"{proto!r:.80}")
+                f"{size} bytes" if size > LONGEST_PATH else (f"{proto!r:.80}")
             )
             raise ValueError(
                 "A tokenizer must be a SentencePiece model. Received: "
@@ -134,13 +141,13 @@ class GriffinTokenizer(SentencePieceTokenizer):
                 "`tokenizer.model` or `vocabulary.spm` of the checkpoint anew."
             ) from error
 
-    def tokenize(self, inputs):
+    def tokenize(self, inputs: Any) -> Any:
         """Returns the token ids of text. See the class."""
         check_text(inputs)
         self._restore_for_pipeline()
         return super().tokenize(inputs)
 
-    def detokenize(self, inputs):
+    def detokenize(self, inputs: Any) -> Any:
         """Returns the text of token ids; bytes that are no UTF-8 as U+FFFD.
 
         Args:

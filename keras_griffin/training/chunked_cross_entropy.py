@@ -215,3 +215,20 @@ def _wide(variable):
     dtype = keras.backend.standardize_dtype(variable.dtype)
     narrow = dtype in ("bfloat16", "float16")
     return ops.cast(variable, "float32") if narrow else variable.value
+
+
+def make_variables(model, counts_hits):
+    """Makes the variables of the optimizer, and of metrics that count hits.
+
+    Keras on TensorFlow makes them within the first step, which it therefore
+    traces twice.
+    """
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    is_built = all(metric.variables for metric in model.metrics)
+    if counts_hits and not is_built:
+        nothing = ops.zeros((1, 1))
+        keras.Model.compute_metrics(
+            model, None, nothing, ops.zeros((1, 1, 2)), nothing
+        )
+        model.reset_metrics()

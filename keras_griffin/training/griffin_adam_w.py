@@ -1,13 +1,19 @@
+from __future__ import annotations
+
 import re
+from typing import Any
 
 import keras
+
+from keras_griffin.near_names import arguments_of
+from keras_griffin.near_names import check_arguments
 
 # Layers whose weights are never decayed, by their names in a variable's path.
 NOT_DECAYED = re.compile(r"(^|/)(rglru|conv|causal_conv1d)(_\d+)?/")
 
 # What Keras makes of AdamW on this backend: PyTorch's updates all weights in
 # one call, which a class derived from Keras' own would not do.
-_AdamW = type(keras.optimizers.AdamW.__new__(keras.optimizers.AdamW))
+_AdamW: Any = type(keras.optimizers.AdamW.__new__(keras.optimizers.AdamW))
 
 
 @keras.saving.register_keras_serializable(package="keras_griffin")
@@ -70,16 +76,18 @@ class GriffinAdamW(_AdamW):
 
     def __init__(
         self,
-        learning_rate=1e-3,
-        num_steps=None,
-        warmup_fraction=0.03,
-        final_fraction=0.02,
-        weight_decay=0.1,
-        beta_1=0.9,
-        beta_2=0.99,
-        global_clipnorm=1.0,
-        **kwargs,
-    ):
+        learning_rate: Any = 1e-3,
+        num_steps: int | None = None,
+        warmup_fraction: float = 0.03,
+        final_fraction: float = 0.02,
+        weight_decay: float = 0.1,
+        beta_1: float = 0.9,
+        beta_2: float = 0.99,
+        global_clipnorm: float | None = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        known = arguments_of(type(self), keras.optimizers.Optimizer)
+        check_arguments(type(self).__name__, kwargs, known)
         if num_steps is not None:
             learning_rate = _cosine(
                 learning_rate, num_steps, warmup_fraction, final_fraction
@@ -96,7 +104,7 @@ class GriffinAdamW(_AdamW):
             **kwargs,
         )
 
-    def build(self, variables):
+    def build(self, variables: Any) -> None:
         if not self.built:
             self.exclude_from_weight_decay(
                 var_list=[v for v in variables if not is_decayed(v)]

@@ -1,15 +1,24 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import Any
+from typing import Self
+
 import keras
 import numpy as np
 from keras import ops
 
 from keras_griffin import keras_compat
 from keras_griffin.layers.input_checks import check_token_ids
+from keras_griffin.near_names import check_arguments
 from keras_griffin.training import chunked_cross_entropy
 from keras_griffin.training import lora
 from keras_griffin.training import training_checks
 
 TEXTS = ("prompts", "chosen", "rejected")
 ROWS = ("token_ids", "padding_mask", "labels", "label_mask")
+_OF_MODEL = ("activity_regularizer", "dtype", "name", "trainable")
 # What `compile` takes, and a file of the trainer keeps.
 _COMPILE = (
     "optimizer",
@@ -86,7 +95,15 @@ class GriffinDPO(keras_compat.KeepsState, keras.Model):
         arXiv:2305.18290, equation 7.
     """
 
-    def __init__(self, causal_lm, beta=0.1, reference=None, **kwargs):
+    def __init__(
+        self,
+        causal_lm: Any,
+        beta: float = 0.1,
+        reference: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        known = ("causal_lm", "beta", "reference", *_OF_MODEL)
+        check_arguments("GriffinDPO", kwargs, known)
         super().__init__(**kwargs)
         _check_models(causal_lm, reference)
         if not isinstance(beta, (int, float)) or not beta > 0:
@@ -105,12 +122,14 @@ class GriffinDPO(keras_compat.KeepsState, keras.Model):
         self.built = True
 
     @property
-    def state_lock(self):
+    def state_lock(self) -> Any:
         return self.causal_lm.state_lock
 
     if keras.config.backend() == "torch":
 
-        def named_parameters(self, prefix="", *args, **kwargs):
+        def named_parameters(
+            self, prefix: str = "", *args: Any, **kwargs: Any
+        ) -> Iterator[tuple[str, Any]]:
             # Keras registers by path, which both models' weights share:
             # the gradients of one of them would never be set to zero.
             for name in ("causal_lm", "reference"):
@@ -119,7 +138,7 @@ class GriffinDPO(keras_compat.KeepsState, keras.Model):
                     path = f"{prefix}.{name}" if prefix else name
                     yield from model.named_parameters(path, *args, **kwargs)
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
         _check_rows(inputs, self.causal_lm.backbone.vocabulary_size)
         time = ops.shape(inputs["token_ids"])[-1]
         rows = {name: ops.reshape(inputs[name], (-1, time)) for name in ROWS}
@@ -150,15 +169,22 @@ class GriffinDPO(keras_compat.KeepsState, keras.Model):
         ]
 
     def compute_loss(
-        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
-    ):
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Any:
         """The loss of a batch of rewards; `sample_weight` is one of pairs."""
         loss = self._preference_loss(y_pred, y_pred, sample_weight)
         for additional in self.losses:
             loss = loss + keras_compat.additional_loss(self, additional)
         return loss
 
-    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+    def compute_metrics(
+        self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
+    ) -> dict[str, Any]:
         margin = y_pred[:, 0] - y_pred[:, 1]
         is_right = ops.cast(margin > 0, "float32")
         self.reward_accuracy.update_state(is_right, sample_weight)
@@ -167,12 +193,12 @@ class GriffinDPO(keras_compat.KeepsState, keras.Model):
 
     def compile(
         self,
-        optimizer,
-        run_eagerly=False,
-        steps_per_execution=1,
-        jit_compile="auto",
-        auto_scale_loss=True,
-    ):
+        optimizer: Any,
+        run_eagerly: bool = False,
+        steps_per_execution: int = 1,
+        jit_compile: bool | str = "auto",
+        auto_scale_loss: bool = True,
+    ) -> None:
         """Configures training; loss and metrics are the trainer's own.
 
         Args:
@@ -190,12 +216,12 @@ class GriffinDPO(keras_compat.KeepsState, keras.Model):
             auto_scale_loss=auto_scale_loss,
         )
 
-    def compile_from_config(self, config):
+    def compile_from_config(self, config: dict[str, Any]) -> None:
         config = keras.saving.deserialize_keras_object(config)
         self.compile(**{n: config[n] for n in _COMPILE if n in config})
         self.optimizer.build(self.trainable_variables)
 
-    def make_train_function(self, *args, **kwargs):
+    def make_train_function(self, *args: Any, **kwargs: Any) -> Any:
         training_checks.check_still_compiled(self)
         self._check_reference()
         return super().make_train_function(*args, **kwargs)
@@ -214,7 +240,11 @@ class GriffinDPO(keras_compat.KeepsState, keras.Model):
                 "`reference=` another model."
             )
 
-    def rows(self, pairs, sequence_length=None):
+    def rows(
+        self,
+        pairs: dict[str, Sequence[str]],
+        sequence_length: int | None = None,
+    ) -> dict[str, np.ndarray]:
         """Makes what the trainer takes of texts: once, for many epochs.
 
         `fit`, `evaluate` and `predict` call it when they are given texts.
@@ -253,10 +283,10 @@ class GriffinDPO(keras_compat.KeepsState, keras.Model):
             )
             values = (x["token_ids"], x["padding_mask"], labels, label_mask)
             sides.append([ops.convert_to_numpy(v) for v in values])
-        rows = [np.stack(both, axis=1) for both in zip(*sides, strict=True)]
-        longest = min(length, int(rows[1].sum(axis=-1).max(initial=1)))
+        stacked = [np.stack(both, axis=1) for both in zip(*sides, strict=True)]
+        longest = min(length, int(stacked[1].sum(axis=-1).max(initial=1)))
         rows = dict(
-            zip(ROWS, [row[..., :longest] for row in rows], strict=True)
+            zip(ROWS, [row[..., :longest] for row in stacked], strict=True)
         )
         has_none = ~rows["label_mask"].any(axis=-1)
         if has_none.any():
@@ -286,7 +316,13 @@ class GriffinDPO(keras_compat.KeepsState, keras.Model):
         # Without labels Keras would drop the weights of pairs.
         return x, np.zeros(len(x["token_ids"]))
 
-    def fit(self, x=None, y=None, validation_data=None, **kwargs):
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        validation_data: Any = None,
+        **kwargs: Any,
+    ) -> Any:
         """Trains on pairs. See `keras.Model.fit`.
 
         Args:
@@ -307,18 +343,18 @@ class GriffinDPO(keras_compat.KeepsState, keras.Model):
         x, y = self._data(x, y)
         return super().fit(x, y, validation_data=validation_data, **kwargs)
 
-    def evaluate(self, x=None, y=None, **kwargs):
+    def evaluate(self, x: Any = None, y: Any = None, **kwargs: Any) -> Any:
         if not kwargs.get("_use_cached_eval_dataset"):  # `fit` has done so
             x, y = self._data(x, y)
         with keras_compat.state_put_back(self):
             return super().evaluate(x, y, **kwargs)
 
-    def predict(self, x=None, **kwargs):
+    def predict(self, x: Any = None, **kwargs: Any) -> Any:
         x, _ = self._data(x)
         with keras_compat.state_put_back(self):
             return super().predict(x, **kwargs)
 
-    def save_own_variables(self, store):
+    def save_own_variables(self, store: Any) -> None:
         if self.reference is None:
             raise ValueError(
                 "Keras' files have adapters added to the weights, and the "
@@ -330,7 +366,7 @@ class GriffinDPO(keras_compat.KeepsState, keras.Model):
             )
         super().save_own_variables(store)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         serialize = keras.saving.serialize_keras_object
         reference = self.reference and serialize(self.reference)
         return {
@@ -341,7 +377,7 @@ class GriffinDPO(keras_compat.KeepsState, keras.Model):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         config = dict(config)
         for name in ("causal_lm", "reference"):
             config[name] = keras.saving.deserialize_keras_object(config[name])

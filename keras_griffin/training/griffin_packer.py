@@ -1,6 +1,12 @@
+from __future__ import annotations
+
 import collections
 import itertools
 import sys
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -65,7 +71,12 @@ class GriffinPacker:
         First fit is the packing of Grain and of MaxText, among others.
     """
 
-    def __init__(self, sequence_length, num_open_rows=16, pad_token_id=0):
+    def __init__(
+        self,
+        sequence_length: int,
+        num_open_rows: int = 16,
+        pad_token_id: int = 0,
+    ) -> None:
         for name, size in (
             ("sequence_length", sequence_length),
             ("num_open_rows", num_open_rows),
@@ -79,7 +90,7 @@ class GriffinPacker:
         self.num_open_rows = num_open_rows
         self.pad_token_id = pad_token_id
 
-    def __call__(self, documents):
+    def __call__(self, documents: Any) -> Any:
         # Neither is imported for documents that do not come from it.
         tf, grain = sys.modules.get("tensorflow"), sys.modules.get("grain")
         if tf is not None and isinstance(documents, tf.data.Dataset):
@@ -92,7 +103,7 @@ class GriffinPacker:
         _check_not_empty(rows)
         return _join(np.stack, rows)
 
-    def rows(self, documents):
+    def rows(self, documents: Iterable[Any]) -> Iterator[tuple[Any, Any, Any]]:
         """Yields row after row, of any iterable of documents.
 
         Args:
@@ -149,7 +160,9 @@ class GriffinPacker:
             np.concatenate(pieces), np.concatenate(numbers), next_token
         )
 
-    def stateful_rows(self, documents, batch_size):
+    def stateful_rows(
+        self, documents: Sequence[Any], batch_size: int
+    ) -> tuple[Any, Any, Any]:
         """Returns all batches of `stateful_batches`, one below the other.
 
         Args:
@@ -167,7 +180,9 @@ class GriffinPacker:
         _check_not_empty(batches)
         return _join(np.concatenate, batches)
 
-    def stateful_batches(self, documents, batch_size):
+    def stateful_batches(
+        self, documents: Iterable[Any], batch_size: int
+    ) -> Iterator[tuple[Any, Any, Any]]:
         """Yields batches whose rows go on where the last batch's rows end.
 
         Row `i` of all batches together is one long text: document after

@@ -1,5 +1,10 @@
 """Low-rank adapters (LoRA) of a backbone: where they go, files, merging."""
 
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
 import h5py
 import keras
 import keras_hub
@@ -210,13 +215,15 @@ def check_same_targets(backbone, names):
 # === Methods of the backbone, and of a task for its backbone ===
 
 
-def default_lora_layer_names(self):
+def default_lora_layer_names(self) -> list[str]:
     """Returns the names of all layers that can have an adapter."""
     present = {layer.name for layer in keras_compat.all_layers(self)}
     return [name for name in LORA_LAYER_NAMES if name in present]
 
 
-def enable_lora(self, rank, target_layer_names=None):
+def enable_lora(
+    self, rank: int, target_layer_names: Sequence[str] | None = None
+) -> None:
     """Freezes all weights and trains low-rank adapters beside matrices.
 
     `y = W x + B (A x) + b`, with `A` of `rank` rows, random, and `B` of
@@ -261,7 +268,7 @@ def enable_lora(self, rank, target_layer_names=None):
     freeze_biases(backbone)
 
 
-def merge_lora(self):
+def merge_lora(self) -> None:
     """Adds the adapters to the weights and removes them.
 
     The outputs stay what they were, and the weights are those of a
@@ -276,11 +283,11 @@ def merge_lora(self):
 # === Methods of a task alone ===
 
 
-def save_lora_weights(self, filepath):
+def save_lora_weights(self, filepath: str | os.PathLike[str]) -> None:
     """Saves the adapters alone, to a file that ends in `.lora.h5`."""
     self.backbone.save_lora_weights(filepath)
 
 
-def load_lora_weights(self, filepath):
+def load_lora_weights(self, filepath: str | os.PathLike[str]) -> None:
     """Loads adapters. See `GriffinBackbone.load_lora_weights`."""
     self.backbone.load_lora_weights(filepath)

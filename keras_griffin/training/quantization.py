@@ -1,11 +1,18 @@
 """Which layers of a model are quantized, and what of it KerasHub forgets."""
 
+from __future__ import annotations
+
 import collections
+import concurrent.futures
+import os
 import re
+from typing import Any
 
 import keras
+import numpy as np
 
 from keras_griffin import keras_compat
+from keras_griffin.layers.apply_dense import order_kernels
 from keras_griffin.layers.reversible_embedding import ReversibleEmbedding
 from keras_griffin.training.lora import lora_layers
 
@@ -22,13 +29,19 @@ QUANTIZED_LAYERS = {
     "awq": (keras.layers.Dense,),
 }
 
-# Numbers of an embedding that are rounded to int8 together.
-ROUNDED_AT_ONCE = 2**24
+# Numbers that are rounded to int8 together: in float32 they fit into a cache.
+ROUNDED_AT_ONCE = 2**18
 # Along which a scale of int8 weights holds, by the name of the weights.
 INT8_AXES = {"kernel": 0, "embeddings": -1}
 
 
-def quantize(self, mode=None, config=None, filters=None, **kwargs):
+def quantize(
+    self,
+    mode: str | None = None,
+    config: Any = None,
+    filters: Any = None,
+    **kwargs: Any,
+) -> None:
     """Quantizes the dense layers and, to int8 and int4, the embedding.
 
     The convolutions, the gates and decays of the RG-LRUs and the norms
@@ -61,6 +74,7 @@ def quantize(self, mode=None, config=None, filters=None, **kwargs):
     filters = choose_layers(self, mode, filters)
     keras.Model.quantize(self, mode, config=config, filters=filters, **kwargs)
     save_zero_points(self)
+    order_kernels(self)
 
 
 def choose_layers(model, mode, filters):
@@ -174,31 +188,36 @@ def _policy(layer):
     return policy
 
 
-def rounded(value, name):
-    """`(int8, scale)` of a matrix, as `quantize("int8")` has them.
+def rounded(value, name, numbers):
+    """Rounds a matrix as `quantize("int8")` does; returns the scales.
+
+    In NumPy, on all cores: a backend's operations would each write the whole
+    matrix in float32.
 
     Args:
-        value: tensor of two axes.
+        value: NumPy array of two axes.
         name: str. `"kernel"` or `"embeddings"`.
+        numbers: int8 NumPy array of the same shape, to be filled.
     """
-    axis = INT8_AXES[name]
-    height, width = value.shape
-    # The rows of an embedding do not depend on each other, and all of them in
-    # float32 would take several times what the int8 model takes.
-    size = height if axis == 0 else max(1, ROUNDED_AT_ONCE // width)
-    parts = [
-        keras.quantizers.abs_max_quantize(
-            keras.ops.cast(value[start : start + size], "float32"), axis=axis
-        )
-        for start in range(0, height, size)
-    ]
-    numbers, scales = zip(*parts, strict=True)
-    if len(parts) == 1:
-        return numbers[0], keras.ops.squeeze(scales[0], axis=axis)
-    return (
-        keras.ops.concatenate(numbers, axis=0),
-        keras.ops.squeeze(keras.ops.concatenate(scales, axis=0), axis=axis),
-    )
+    axis = INT8_AXES[name] % 2
+    # Along the other axis, each row or column has a scale of its own.
+    size = max(1, ROUNDED_AT_ONCE // value.shape[axis])
+    scales = np.empty(value.shape[1 - axis], "float32")
+
+    def fill(start):
+        own = slice(start, start + size)
+        part = (own, slice(None)) if axis else (slice(None), own)
+        x = value[part].astype("float32")
+        largest = np.abs(x).max(axis=axis, keepdims=True)
+        # Keras' numbers, `keras.quantizers.abs_max_quantize` (3.15).
+        scale = np.float32(127) / (largest + np.float32(keras.config.epsilon()))
+        numbers[part] = np.rint(x * scale).clip(-127, 127)
+        scales[own] = scale.squeeze(axis)
+
+    starts = range(0, value.shape[1 - axis], size)
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(fill, starts))
+    return scales
 
 
 def check_dtype(dtype):

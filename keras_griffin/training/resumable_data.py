@@ -1,4 +1,9 @@
+from __future__ import annotations
+
 import functools
+from collections.abc import Callable
+from typing import Any
+from typing import Self
 
 import keras
 import numpy as np
@@ -47,7 +52,9 @@ class ResumableData(keras.utils.PyDataset):
     ```
     """
 
-    def __init__(self, batch, steps_per_epoch):
+    def __init__(
+        self, batch: Callable[[int, int], Any], steps_per_epoch: int
+    ) -> None:
         super().__init__()
         self._batch = batch
         self.steps_per_epoch = steps_per_epoch
@@ -55,8 +62,14 @@ class ResumableData(keras.utils.PyDataset):
 
     @classmethod
     def from_arrays(
-        cls, x, y=None, sample_weight=None, batch_size=32, shuffle=True, seed=0
-    ):
+        cls,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        batch_size: int = 32,
+        shuffle: bool = True,
+        seed: int = 0,
+    ) -> Self:
         """Makes it from arrays, as `fit` takes them.
 
         Args:
@@ -79,7 +92,7 @@ class ResumableData(keras.utils.PyDataset):
             )
 
         # Of a memory-mapped file this is a view.
-        arrays = (x, y, sample_weight)
+        arrays: Any = (x, y, sample_weight)
         while arrays[-1] is None:
             arrays = arrays[:-1]
         arrays = each(np.asarray, arrays)
@@ -97,7 +110,7 @@ class ResumableData(keras.utils.PyDataset):
 
         return cls(batch, -(-rows // batch_size))
 
-    def start(self, epoch, index=0):
+    def start(self, epoch: int, index: int = 0) -> None:
         """Chooses the epoch whose batches come, and the first one of them.
 
         Args:
@@ -107,15 +120,15 @@ class ResumableData(keras.utils.PyDataset):
         self._epoch, self._skipped, self._last = epoch, index, -1
         self._has_begun = False
 
-    def on_epoch_begin(self):
+    def on_epoch_begin(self) -> None:
         if self._has_begun:
             self.start(self._epoch + 1)
         self._has_begun = True
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.steps_per_epoch - self._skipped
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> Any:
         # Keras looks at the first batches before it starts.
         if index > self._last + 1:
             raise ValueError(

@@ -1,6 +1,11 @@
+from __future__ import annotations
+
 import contextlib
+import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 
@@ -15,8 +20,14 @@ DELETED = "deleted"
 
 
 def resumable_fit(
-    model, data, backup_dir, epochs=1, save_freq=100, callbacks=(), **kwargs
-):
+    model: Any,
+    data: ResumableData,
+    backup_dir: str | os.PathLike[str],
+    epochs: int = 1,
+    save_freq: int = 100,
+    callbacks: Sequence[Any] = (),
+    **kwargs: Any,
+) -> dict[str, list[float]]:
     """`model.fit` with backups from which it ends as if never interrupted.
 
     Start the same program again: training goes on behind the last backup, in

@@ -1,3 +1,8 @@
+from __future__ import annotations
+
+from typing import Any
+from typing import Self
+
 import keras
 from keras import ops
 
@@ -59,7 +64,13 @@ class StatefulTrainer(keras_compat.KeepsState, keras.Model):
     ```
     """
 
-    def __init__(self, causal_lm, batch_size, max_length=None, **kwargs):
+    def __init__(
+        self,
+        causal_lm: Any,
+        batch_size: int,
+        max_length: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         if not hasattr(causal_lm, "decode_step"):
             raise ValueError(
@@ -110,10 +121,10 @@ class StatefulTrainer(keras_compat.KeepsState, keras.Model):
             variable.assign(variable.value)
 
     @property
-    def state_lock(self):
+    def state_lock(self) -> Any:
         return self.causal_lm.state_lock
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
         check_inputs(inputs, self.causal_lm.backbone.vocabulary_size)
         rows = inputs["token_ids"].shape[0]
         if rows not in (None, self.batch_size):
@@ -138,12 +149,14 @@ class StatefulTrainer(keras_compat.KeepsState, keras.Model):
             variable.assign(ops.stop_gradient(leaf))
         return self.causal_lm._logits(hidden)
 
-    def reset_state(self):
+    def reset_state(self) -> None:
         """Makes the next batch start its documents."""
         for variable in self._state_variables:
             variable.assign(ops.zeros_like(variable.value))
 
-    def compile(self, optimizer, loss="auto", **kwargs):
+    def compile(
+        self, optimizer: Any, loss: Any = "auto", **kwargs: Any
+    ) -> None:
         """Configures training. See `keras.Model.compile`.
 
         Args:
@@ -158,36 +171,46 @@ class StatefulTrainer(keras_compat.KeepsState, keras.Model):
         super().compile(optimizer, loss=loss, **kwargs)
 
     def compute_loss(
-        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
-    ):
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Any:
         sample_weight = training_checks.token_weights(
             self.loss, y, sample_weight, y_pred
         )
+        y, y_pred, sample_weight = training_checks.as_rows(
+            self.loss, y, y_pred, sample_weight
+        )
         return super().compute_loss(x, y, y_pred, sample_weight, training)
 
-    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+    def compute_metrics(
+        self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
+    ) -> dict[str, Any]:
         sample_weight = training_checks.token_weights(
             self.loss, y, sample_weight, y_pred
         )
         return super().compute_metrics(x, y, y_pred, sample_weight)
 
-    def make_train_function(self, *args, **kwargs):
+    def make_train_function(self, *args: Any, **kwargs: Any) -> Any:
         training_checks.check_still_compiled(self)
         return super().make_train_function(*args, **kwargs)
 
-    def compile_from_config(self, config):
+    def compile_from_config(self, config: dict[str, Any]) -> None:
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
 
     def fit(
         self,
-        x=None,
-        y=None,
-        callbacks=None,
-        steps_per_epoch=None,
-        shuffle=False,
-        **kwargs,
-    ):
+        x: Any = None,
+        y: Any = None,
+        callbacks: Any = None,
+        steps_per_epoch: int | None = None,
+        shuffle: bool = False,
+        **kwargs: Any,
+    ) -> Any:
         if shuffle:
             raise ValueError(
                 "Batches must stay in their order, since rows go on from one "
@@ -212,11 +235,11 @@ class StatefulTrainer(keras_compat.KeepsState, keras.Model):
         )
 
     # `fit` comes here with its validation data.
-    def evaluate(self, x=None, y=None, **kwargs):
+    def evaluate(self, x: Any = None, y: Any = None, **kwargs: Any) -> Any:
         kwargs = self._with_batch_size(x, kwargs, y)
         return self._with_fresh_state(super().evaluate, x, y, **kwargs)
 
-    def predict(self, x=None, **kwargs):
+    def predict(self, x: Any = None, **kwargs: Any) -> Any:
         kwargs = self._with_batch_size(x, kwargs)
         return self._with_fresh_state(super().predict, x, **kwargs)
 
@@ -239,7 +262,7 @@ class StatefulTrainer(keras_compat.KeepsState, keras.Model):
             ):
                 variable.assign(value)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "causal_lm": keras.saving.serialize_keras_object(self.causal_lm),
@@ -248,7 +271,7 @@ class StatefulTrainer(keras_compat.KeepsState, keras.Model):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         config = dict(config)
         config["causal_lm"] = keras.saving.deserialize_keras_object(
             config["causal_lm"]

@@ -1,3 +1,7 @@
+from __future__ import annotations
+
+from typing import Any
+
 import keras
 import numpy as np
 
@@ -24,19 +28,23 @@ class StopOnNaN(keras.callbacks.Callback):
     ```
     """
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         # Counts batches, as `fit` does: a step of the optimizer may be several.
         optimizer = self.model.optimizer
         per_step = optimizer.gradient_accumulation_steps or 1
         self._steps_before = int(optimizer.iterations) * per_step
         self._steps_of_epoch = 0
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(
+        self, epoch: int, logs: dict[str, Any] | None = None
+    ) -> None:
         self._epoch = epoch
         self._steps_before += self._steps_of_epoch
         self._steps_of_epoch = 0
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(
+        self, batch: int, logs: dict[str, Any] | None = None
+    ) -> None:
         self._steps_of_epoch = batch + 1
         loss = (logs or {}).get("loss", 0.0)
         if not np.isfinite(loss):

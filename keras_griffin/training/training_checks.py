@@ -88,6 +88,31 @@ def token_weights(loss, y, sample_weight, y_pred):
     return sample_weight
 
 
+def as_rows(loss, y, y_pred, sample_weight):
+    """Returns all three with one axis for tokens, on PyTorch.
+
+    Of `(batch, time, classes)` Keras makes `(batch, classes, time)` there, and
+    a softmax along a middle axis takes a GPU many times longer.
+
+    Args:
+        loss: as of `token_weights`.
+        y: as of `token_weights`.
+        y_pred: logits, `(batch, time, classes)`.
+        sample_weight: from `token_weights`.
+    """
+    if (
+        keras.config.backend() != "torch"
+        or type(loss) is not keras.losses.SparseCategoricalCrossentropy
+        or len(y_pred.shape) != 3
+    ):
+        return y, y_pred, sample_weight
+    *tokens, classes = y_pred.shape
+    if sample_weight is not None:
+        weights = ops.convert_to_tensor(sample_weight)
+        sample_weight = ops.reshape(ops.broadcast_to(weights, tokens), -1)
+    return ops.reshape(y, -1), ops.reshape(y_pred, (-1, classes)), sample_weight
+
+
 def check_no_class_weight(class_weight):
     """Raises for weights of classes, which Keras has for labels of rows.
 

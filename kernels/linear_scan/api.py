@@ -1,4 +1,7 @@
+from __future__ import annotations
+
 import functools
+from typing import Any
 
 import keras
 from keras import ops
@@ -6,7 +9,13 @@ from keras import ops
 from keras_griffin.kernels import dispatch
 
 
-def linear_scan(x, a, initial_state=None, reverse=False, implementation="auto"):
+def linear_scan(
+    x: Any,
+    a: Any,
+    initial_state: Any = None,
+    reverse: bool = False,
+    implementation: str = "auto",
+) -> tuple[Any, Any]:
     """Runs a linear recurrence, element by element, over time.
 
         y[t] = a[t] * y[t-1] + x[t],        y[-1] = initial_state
@@ -30,8 +39,9 @@ def linear_scan(x, a, initial_state=None, reverse=False, implementation="auto"):
             Defaults to `False`.
         implementation: string. `"ops"`: plain operations, on every backend
             and device. `"pallas_tpu"`, `"pallas_gpu"`: kernels for TPUs and
-            for CUDA, on the JAX backend. `"auto"`: the kernel of the platform
-            that the program is lowered for, where it covers the case, else
+            for CUDA, on the JAX backend. `"triton_gpu"`: kernels for CUDA, by
+            this name alone, on PyTorch and JAX. `"auto"`: the kernel of the
+            platform that the program runs on, where it covers the case, else
             `"ops"`; see `dispatch.set_implementation`. Defaults to `"auto"`.
 
     Returns:
@@ -97,12 +107,19 @@ def linear_scan(x, a, initial_state=None, reverse=False, implementation="auto"):
             )
     state = tuple(ops.cast(part, "float32") for part in state)
     implementation = dispatch.resolve(implementation)
+    scan: Any
     if keras.config.backend() == "jax":
         from keras_griffin.kernels.linear_scan.scan_jax import scan_over_mesh
 
         scan = functools.partial(scan_over_mesh, implementation)
+    elif implementation == "triton_gpu":
+        from keras_griffin.kernels.linear_scan.scan_torch import scan_triton
+
+        scan = scan_triton
     else:
-        from keras_griffin.kernels.linear_scan.ops_scan import scan_ops as scan
+        from keras_griffin.kernels.linear_scan.ops_scan import scan_ops
+
+        scan = scan_ops
     y, final_state = scan(x, a, state, reverse)
     if is_pair:
         return y, final_state

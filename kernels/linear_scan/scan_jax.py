@@ -64,6 +64,8 @@ def get_loop(name):
         return loop_in_float32
     if name == "auto":
         return _auto_loop
+    if name == "triton_gpu":
+        return _triton_loop
     return _kernel(name).loop
 
 
@@ -92,6 +94,18 @@ def _auto_loop(x, a, carry, reverse, shifted):
             if takes(platform, kernel.check, x, a)
         },
     )
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _triton_loop(x, a, carry, reverse, shifted):
+    from keras_griffin.kernels import triton_jax
+    from keras_griffin.kernels.linear_scan import triton_plan
+
+    triton_plan.check(x, a)
+    y, last = triton_plan.loop(
+        triton_jax.run, x[0], a[0], carry[0], reverse, shifted
+    )
+    return (y,), (last,)
 
 
 def multiply_add(product, state, end, conjugated):

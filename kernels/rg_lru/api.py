@@ -1,3 +1,7 @@
+from __future__ import annotations
+
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -9,18 +13,18 @@ from keras_griffin.kernels.rg_lru.ops_rg_lru import rg_lru_ops
 
 
 def rg_lru(
-    x,
-    recurrence_gate_kernel,
-    recurrence_gate_bias,
-    input_gate_kernel,
-    input_gate_bias,
-    recurrence_param,
-    phase_param=None,
-    reset=None,
-    padding_mask=None,
-    initial_state=None,
-    implementation="auto",
-):
+    x: Any,
+    recurrence_gate_kernel: Any,
+    recurrence_gate_bias: Any,
+    input_gate_kernel: Any,
+    input_gate_bias: Any,
+    recurrence_param: Any,
+    phase_param: Any = None,
+    reset: Any = None,
+    padding_mask: Any = None,
+    initial_state: Any = None,
+    implementation: str = "auto",
+) -> tuple[Any, Any]:
     """Real-gated linear recurrent unit (RG-LRU), or its complex form (CG-LRU).
 
         r[t] = sigmoid(x[t] W_r + b_r)
@@ -56,8 +60,9 @@ def rg_lru(
             first time step. Defaults to `None`: zeros.
         implementation: string. `"ops"`: plain operations, on every backend
             and device. `"pallas_tpu"`, `"pallas_gpu"`: kernels for TPUs and
-            for CUDA, on the JAX backend. `"auto"`: the kernel of the platform
-            that the program is lowered for, where it covers the case, else
+            for CUDA, on the JAX backend. `"triton_gpu"`: kernels for CUDA, by
+            this name alone, on PyTorch and JAX. `"auto"`: the kernel of the
+            platform that the program runs on, where it covers the case, else
             `"ops"`; see `dispatch.set_implementation`. Defaults to `"auto"`.
 
     Returns:
@@ -131,6 +136,10 @@ def rg_lru(
         from keras_griffin.kernels.rg_lru.rg_lru_jax import rg_lru_over_mesh
 
         return rg_lru_over_mesh(implementation, inputs)
+    if implementation == "triton_gpu":
+        from keras_griffin.kernels.rg_lru.rg_lru_torch import rg_lru_triton
+
+        return rg_lru_triton(inputs)
     return rg_lru_ops(*inputs)
 
 

@@ -1,3 +1,7 @@
+from __future__ import annotations
+
+from typing import Any
+
 from keras import ops
 
 from keras_griffin.kernels.rg_lru.ops_rg_lru import Inputs
@@ -7,16 +11,16 @@ from keras_griffin.kernels.rg_lru.ops_rg_lru import without_pads
 
 
 def gates_and_decay(
-    x,
-    recurrence_gate_kernel,
-    recurrence_gate_bias,
-    input_gate_kernel,
-    input_gate_bias,
-    recurrence_param,
-    phase_param=None,
-    reset=None,
-    padding_mask=None,
-):
+    x: Any,
+    recurrence_gate_kernel: Any,
+    recurrence_gate_bias: Any,
+    input_gate_kernel: Any,
+    input_gate_bias: Any,
+    recurrence_param: Any,
+    phase_param: Any = None,
+    reset: Any = None,
+    padding_mask: Any = None,
+) -> tuple[Any, Any, Any]:
     """What `rg_lru` computes on the way, for whoever wants to look at it.
 
     `rg_lru` itself keeps none of this; here it is computed once more, in

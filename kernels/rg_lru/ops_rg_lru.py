@@ -98,7 +98,7 @@ def backward(inputs, y, dy, d_last, scan=scan_ops):
 
     # Through log_a = rate r and phase = phase_param r.
     param = ops.cast(inputs.recurrence_param, "float32")
-    dr = d_log_a * _rate(inputs)
+    dr = d_log_a * rate(inputs)
     d_rate = ops.sum(d_log_a * c.r, axis=(0, 1))
     d_param = d_rate * -DECAY_SCALE * ops.sigmoid(param)
     d_phase_param = None
@@ -184,10 +184,10 @@ def recurrence_gate(inputs):
         r = ops.where(real, r, 0.0)
         if reset is not None:
             reset = ops.logical_and(reset, real)
-    return r, _rate(inputs) * r, reset
+    return r, rate(inputs) * r, reset
 
 
-def _rate(inputs):
+def rate(inputs):
     param = ops.cast(inputs.recurrence_param, "float32")
     return -DECAY_SCALE * ops.softplus(param)
 

@@ -24,6 +24,8 @@ from keras_griffin.kernels.rg_lru.ops_rg_lru import MAX_SQRT_DERIVATIVE
 
 # Below this the series of 1 - exp(v) is exact in float32: |v|^3 / 24 < 2e-8.
 SERIES_FROM = -(2.0**-7)
+# Values of `jax_default_matmul_precision`: products of bfloat16, one pass.
+ONE_PASS = ("default", "bfloat16", "BF16_BF16_F32")
 
 
 def _in_square(function):
@@ -135,10 +137,17 @@ def dot(plan, p, q, p_axis, q_axis):
         p,
         q,
         (((p_axis,), (q_axis,)), ((), ())),
-        # The default would round float32 to bfloat16.
-        precision=jax.lax.Precision.HIGHEST if plan.is_exact else None,
+        precision=_precision(plan),
         preferred_element_type=jnp.float32,
     )
+
+
+def _precision(plan):
+    """float32 is not rounded to bfloat16, unless JAX's setting asks for it."""
+    asked = jax.config.jax_default_matmul_precision
+    if plan.is_exact and asked not in ONE_PASS:
+        return jax.lax.Precision.HIGHEST
+    return jax.lax.Precision.DEFAULT
 
 
 def columns_of(chunk, ref):

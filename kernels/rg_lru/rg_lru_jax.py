@@ -100,6 +100,8 @@ def _passes(name):
         from keras_griffin.kernels.rg_lru.pallas_tpu_forward import forward
 
         return forward, backward
+    if name == "triton_gpu":
+        return _triton_forward, _triton_backward
     return tuple(map(jax.jit, _around_loop(name)))
 
 
@@ -132,6 +134,36 @@ def _auto_backward(inputs, *others):
 def _second_derivative(primals, tangents):
     # The kernel has none: it is that of the plain operations.
     return jax.jvp(_around_loop("auto")[1], primals, tangents)
+
+
+@jax.jit
+def _triton_forward(*inputs):
+    from keras_griffin.kernels import triton_jax
+    from keras_griffin.kernels.rg_lru import triton_passes
+    from keras_griffin.kernels.rg_lru import triton_plan
+
+    inputs = Inputs(*inputs)
+    triton_plan.check(
+        inputs.x, inputs.recurrence_gate_kernel, inputs.phase_param
+    )
+    return triton_passes.forward(
+        triton_jax.run, triton_jax.capability(), inputs
+    )
+
+
+@jax.custom_jvp
+def _triton_backward(*args):
+    from keras_griffin.kernels import triton_jax
+    from keras_griffin.kernels.rg_lru import triton_passes
+
+    return triton_passes.backward(
+        triton_jax.run, triton_jax.capability(), *args
+    )
+
+
+@_triton_backward.defjvp
+def _second_derivative_of_triton(primals, tangents):
+    return jax.jvp(_around_loop("ops")[1], primals, tangents)
 
 
 def _by_platform(which, inputs, *args):

@@ -42,6 +42,7 @@ def settings(model):
     return {k: v for k, v in config.items() if k not in ("name", "dtype")}
 
 
+@pytest.mark.backend_independent
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_round_trip_is_exact(tmp_path, framework, dtype):
@@ -55,6 +56,7 @@ def test_round_trip_is_exact(tmp_path, framework, dtype):
     assert settings(loaded) == settings(model)
 
 
+@pytest.mark.backend_independent
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_an_archive_alone_is_taken_for_a_recurrent_gemma(tmp_path, framework):
     model = backbone()
@@ -69,6 +71,7 @@ def test_an_archive_alone_is_taken_for_a_recurrent_gemma(tmp_path, framework):
     }
 
 
+@pytest.mark.backend_independent
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_flax_trees_of_both_kinds(tmp_path, wrapped):
     import orbax.checkpoint

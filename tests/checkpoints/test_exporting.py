@@ -28,6 +28,7 @@ def saved(model, tmp_path_factory):
     return folder
 
 
+@pytest.mark.backend_independent
 @pytest.mark.parametrize("max_shard_size", [10, None, SHARD])
 def test_save_to_preset(model, tmp_path, max_shard_size):
     model.save_to_preset(tmp_path / "model", max_shard_size)

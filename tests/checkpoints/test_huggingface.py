@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from keras_griffin.checkpoints import arrays
 from keras_griffin.checkpoints import huggingface_config
 from keras_griffin.checkpoints import huggingface_weights
 from keras_griffin.checkpoints import weight_map
@@ -251,7 +252,7 @@ def test_round_trip_is_exact(tmp_path, tensors, shards):
 @pytest.mark.parametrize("stored", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_dtypes(tmp_path, tensors, stored, dtype):
-    stored = weight_map.np_dtype(stored)
+    stored = arrays.np_dtype(stored)
     write(tmp_path, {k: x.astype(stored) for k, x in tensors.items()})
     backbone = make_backbone(dtype=dtype)
     huggingface_weights.load_weights(backbone, tmp_path)

@@ -9,6 +9,7 @@ from support import peers
 from support.checks import to_numpy
 from support.models import randomize
 from support.models import tokens
+from support.once import once
 
 LOAD = keras_griffin.GriffinCausalLM.from_preset
 
@@ -40,7 +41,7 @@ def check_equal(received, expected):
         )
 
 
-@pytest.mark.parametrize("form", ["transformers", "flax", "torch"])
+@pytest.mark.parametrize("form", ["transformers", *once("flax", "torch")])
 def test_as_if_quantized_later(folders, form, monkeypatch, tmp_path):
     monkeypatch.setattr(quantization, "ROUNDED_AT_ONCE", 100)
     expected = LOAD(str(folders / form), preprocessor=None)

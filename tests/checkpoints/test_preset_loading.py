@@ -242,6 +242,12 @@ def test_a_name_takes_the_hub_and_no_more_than_it_needs(folders, monkeypatch):
     keras_griffin.GriffinCausalLM.from_preset("recurrent_gemma_instruct_2b_en")
     assert {call[0] for call in calls} == {"google/recurrentgemma-2b-it"}
     calls.clear()
+    called_so = keras_griffin.GriffinCausalLM.from_preset(
+        "google/recurrentgemma-2b-it"
+    )
+    assert called_so.preprocessor.turn_format == "gemma"
+    assert {call[0] for call in calls} == {"google/recurrentgemma-2b-it"}
+    calls.clear()
     handle = "hf://google/recurrentgemma-2b"
     keras_griffin.GriffinTokenizer.from_preset(handle)
     keras_griffin.GriffinBackbone.from_preset(handle, load_weights=False)
@@ -476,3 +482,11 @@ def test_a_bucket_that_cannot_be_read(monkeypatch):
     monkeypatch.setattr(keras_hub.models.CausalLM, "from_preset", load)
     with pytest.raises(ConnectionError, match="'gs://a/b', which could not be"):
         keras_griffin.GriffinCausalLM.from_preset("gs://a/b")
+
+
+@pytest.mark.backend_independent
+def test_an_argument_of_transformers():
+    with pytest.raises(ValueError, match="'torch_dtype'. Did you mean dtype"):
+        keras_griffin.GriffinCausalLM.from_preset(
+            "griffin_shakespeare_en", torch_dtype="bfloat16"
+        )

@@ -57,5 +57,11 @@ def test_read_back(tmp_path, limit):
         loaded = safetensors_folder.read(stored, name)
         assert loaded.dtype == tensor.dtype
         np.testing.assert_array_equal(loaded, tensor)
-    rows = safetensors_folder.read_rows(stored, "a", slice(1, 3))
-    np.testing.assert_array_equal(rows, TENSORS["a"][1:3])
+
+
+def test_what_is_read_can_be_written_to_and_the_file_stays(tmp_path):
+    write(tmp_path, 1)
+    stored = safetensors_folder.stored_tensors(tmp_path)
+    safetensors_folder.read(stored, "a")[:] = 0
+    again = safetensors_folder.read(stored, "a")
+    np.testing.assert_array_equal(again, TENSORS["a"])

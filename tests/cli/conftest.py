@@ -52,12 +52,13 @@ class FakeModel:
 
     def __init__(self, pieces=(" or", " not")):
         self.pieces = pieces
+        self.mode = None
 
-    def compile(self, sampler):
-        self.sampler = sampler
+    def quantize(self, mode):
+        self.mode = mode
 
-    def generate_stream(self, prompt, max_length):
-        self.prompt, self.max_length = prompt, max_length
+    def generate_stream(self, prompt, **settings):
+        self.prompt, self.settings = prompt, settings
         for piece in self.pieces:
             if isinstance(piece, BaseException):
                 raise piece
@@ -66,14 +67,21 @@ class FakeModel:
 
 @pytest.fixture
 def fake(monkeypatch):
+    """Any preset is this model, in `fake.kind` of a checkpoint."""
+    from keras_griffin.checkpoints import preset_loading
     from keras_griffin.models.griffin_causal_lm import GriffinCausalLM
 
     model = FakeModel()
+    model.kind = "keras"
 
     def from_preset(preset, dtype):
-        assert dtype is None
-        model.preset = preset
+        model.preset, model.dtype = preset, dtype
         return model
 
+    def find_preset(preset):
+        return preset_loading.PresetSource(model.kind, preset)
+
     monkeypatch.setattr(GriffinCausalLM, "from_preset", from_preset)
+    monkeypatch.setattr(preset_loading, "find_preset", find_preset)
+    monkeypatch.setattr(preset_loading, "stored_dtype", lambda s: "bfloat16")
     return model

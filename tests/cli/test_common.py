@@ -69,20 +69,6 @@ def test_missing_backend(
 
 
 @pytest.mark.backend_independent
-@pytest.mark.parametrize("error", [ValueError, OSError, ImportError])
-def test_what_cannot_be_loaded_is_one_line(monkeypatch, capsys, error):
-    from keras_griffin.models.griffin_causal_lm import GriffinCausalLM
-
-    def from_preset(preset, dtype):
-        raise error("Access is gated.")
-
-    monkeypatch.setattr(GriffinCausalLM, "from_preset", from_preset)
-    code = main(["generate", "a", "--preset", "hf://a/b"])
-    assert code == USAGE_ERROR
-    assert "hf://a/b: Access is gated." in error_line(capsys)
-
-
-@pytest.mark.backend_independent
 @pytest.mark.parametrize(
     "arguments, message",
     [

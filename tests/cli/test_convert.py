@@ -33,6 +33,7 @@ STEPS = [
 ]
 
 
+@pytest.mark.backend_independent
 def test_conversions_in_a_row(saved, model, tmp_path):
     source = saved
     for i, (form, options) in enumerate(STEPS):
@@ -55,6 +56,7 @@ def test_conversions_in_a_row(saved, model, tmp_path):
     )
 
 
+@pytest.mark.backend_independent
 def test_command(saved, model, tmp_path, capsys):
     target = tmp_path / "out"
     arguments = ["convert", str(saved), str(target), "--to", "transformers"]

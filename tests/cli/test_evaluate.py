@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import keras_griffin
-from keras_griffin.cli import common
 from keras_griffin.cli import evaluate
+from keras_griffin.cli import loading
 from keras_griffin.cli.main import USAGE_ERROR
 from keras_griffin.cli.main import main
 
@@ -110,7 +110,7 @@ def own_tasks_only(monkeypatch):
 
 
 def test_command(folder, model, capsys, monkeypatch):
-    monkeypatch.setattr(common, "load_model", lambda *args: model)
+    monkeypatch.setattr(loading, "load_model", lambda *args: model)
     output = folder / "results.json"
     code = main(
         [
@@ -160,7 +160,7 @@ def test_command(folder, model, capsys, monkeypatch):
     ],
 )
 def test_errors(arguments, message, folder, model, monkeypatch, capsys):
-    monkeypatch.setattr(common, "load_model", lambda *args: model)
+    monkeypatch.setattr(loading, "load_model", lambda *args: model)
     task = {
         "task": "tiny_broken",
         "dataset_path": "json",

@@ -2,10 +2,8 @@
 
 import sys
 
-import keras_hub
 import pytest
 
-from keras_griffin.cli import common
 from keras_griffin.cli.main import USAGE_ERROR
 from keras_griffin.cli.main import main
 from support.commands import error_line
@@ -13,7 +11,7 @@ from support.commands import error_line
 
 def test_generate(folder, capsys):
     arguments = ["generate", "To be", "--preset", str(folder)]
-    arguments += ["--seed", "3", "--max-length", "16"]
+    arguments += ["--seed", "3", "--max-new-tokens", "10"]
     assert main(arguments) == 0
     first = capsys.readouterr()
     assert first.out.startswith("To be")
@@ -24,29 +22,48 @@ def test_generate(folder, capsys):
     assert capsys.readouterr().out == first.out
 
 
-def test_options_reach_the_model(fake, capsys):
-    arguments = ["generate", "To be", "--preset", "hf://a/b"]
-    arguments += ["--sampler", "top_p", "--temperature", "0.5", "--seed", "7"]
-    assert main([*arguments, "--max-length", "9"]) == 0
-    assert capsys.readouterr().out == "To be or not\n"
-    assert (fake.preset, fake.prompt, fake.max_length) == (
-        "hf://a/b",
-        "To be",
-        9,
-    )
-    config = fake.sampler.get_config()
-    assert config["p"] == common.TOP_P
-    assert config["temperature"] == 0.5
-    assert fake.sampler.seed == 7
+@pytest.mark.backend_independent
+def test_temperature_0_is_greedy(folder, capsys):
+    arguments = ["generate", "To be", "--preset", str(folder)]
+    arguments += ["--max-new-tokens", "8", "--temperature"]
+    for options in (["0"], ["0", "--seed", "3"], ["1", "--top-k", "1"]):
+        assert main([*arguments, *options]) == 0
+    assert len(set(capsys.readouterr().out.split("To be")[1:])) == 1
 
 
 @pytest.mark.backend_independent
-@pytest.mark.parametrize("sampler", common.SAMPLERS)
-def test_sampler_has_its_name(fake, sampler):
-    arguments = ["generate", "a", "--preset", "hf://a/b"]
-    assert main([*arguments, "--sampler", sampler]) == 0
-    expected = keras_hub.samplers.get(sampler)
-    assert type(fake.sampler) is type(expected)
+def test_stop(folder, capsys):
+    arguments = ["generate", "To be", "--preset", str(folder)]
+    arguments += ["--max-new-tokens", "8", "--seed", "3"]
+    assert main(arguments) == 0
+    text = capsys.readouterr().out.removeprefix("To be").rstrip("\n")
+    stop = text[len(text) // 2]
+    assert main([*arguments, "--stop", "zzz", "--stop", stop]) == 0
+    assert capsys.readouterr().out == f"To be{text.partition(stop)[0]}\n"
+
+
+@pytest.mark.backend_independent
+def test_options_reach_the_model(fake, capsys):
+    arguments = ["generate", "To be", "--preset", "hf://a/b"]
+    arguments += ["--top-p", "0.8", "--temperature", "0.5", "--seed", "7"]
+    arguments += ["--top-k", "5", "--min-p", "0.1", "--stop", "x"]
+    arguments += ["--repetition-penalty", "1.5", "--presence-penalty", "0.2"]
+    arguments += ["--frequency-penalty", "-0.3", "--max-new-tokens", "9"]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == "To be or not\n"
+    assert (fake.preset, fake.prompt) == ("hf://a/b", "To be")
+    assert fake.settings == {
+        "max_new_tokens": 9,
+        "temperature": 0.5,
+        "top_k": 5,
+        "top_p": 0.8,
+        "min_p": 0.1,
+        "repetition_penalty": 1.5,
+        "presence_penalty": 0.2,
+        "frequency_penalty": -0.3,
+        "stop": ("x",),
+        "seed": 7,
+    }
 
 
 @pytest.mark.backend_independent

@@ -100,3 +100,55 @@ def test_info_of_an_archive(tmp_path, capsys):
     (tmp_path / "torch" / "model.pt").write_bytes(b"")
     assert main(["info", folder]) == USAGE_ERROR
     assert "complete and undamaged" in capsys.readouterr().err
+
+
+HUB_CONFIG = {
+    "architectures": ["RecurrentGemmaForCausalLM"],
+    "model_type": "recurrent_gemma",
+    "num_hidden_layers": 3,
+    "hidden_size": 16,
+    "intermediate_size": 48,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "vocab_size": 40,
+    "block_types": ["recurrent", "recurrent", "attention"],
+}
+
+
+@pytest.mark.backend_independent
+def test_info_of_a_hub_loads_its_config_alone(monkeypatch, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(HUB_CONFIG))
+    asked = []
+
+    def download(name, path):
+        asked.append((name, path))
+        return str(tmp_path / path)
+
+    monkeypatch.setattr("kagglehub.model_download", download)
+    assert main(["info", "kaggle://owner/model/transformers/tiny"]) == 0
+    assert asked == [("owner/model/transformers/tiny", "config.json")]
+    assert "3 (2 recurrent, 1 local_attention)" in capsys.readouterr().out
+
+
+@pytest.mark.backend_independent
+def test_info_of_a_hub_without_a_network_or_a_config(monkeypatch, capsys):
+    from keras_griffin.checkpoints import preset_download
+
+    monkeypatch.setattr(preset_download, "config_file", lambda handle: None)
+    assert main(["info", "hf://owner/name"]) == USAGE_ERROR
+    assert "hf://owner/name has no config.json" in error_line(capsys)
+
+    def offline(handle):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(preset_download, "config_file", offline)
+    assert main(["info", "hf://owner/name"]) == 1
+    assert "no network" in error_line(capsys)
+
+
+@pytest.mark.backend_independent
+def test_a_config_of_no_hub():
+    from keras_griffin.checkpoints import preset_download
+
+    with pytest.raises(ValueError, match="must begin with hf:// or kaggle"):
+        preset_download.config_file("s3://bucket")

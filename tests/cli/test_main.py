@@ -8,6 +8,7 @@ import sys
 import keras
 import pytest
 
+from keras_griffin.cli.main import COMMANDS
 from keras_griffin.cli.main import FAILURE
 from keras_griffin.cli.main import USAGE_ERROR
 from keras_griffin.cli.main import main
@@ -30,10 +31,11 @@ TENSORFLOW_START = re.compile(
     "arguments, message",
     [
         ([], "COMMAND"),
-        (["generate", "--max-length", "0"], "must be at least 1"),
-        (["generate", "--temperature", "0"], "must be above 0"),
-        (["generate", "--temperature", "inf"], "must be above 0"),
-        (["generate", "--sampler", "beam"], "choose from"),
+        (["generate", "--max-new-tokens", "0"], "must be at least 1"),
+        (["generate", "--temperature", "-1"], "must be at least 0"),
+        (["generate", "--temperature", "inf"], "must be at least 0"),
+        (["generate", "--top-p", "1.1"], "must be in [0, 1]"),
+        (["generate", "--quantize", "int2"], "choose from"),
         (["generate", "--backend", "numpy"], "choose from"),
     ],
 )
@@ -46,12 +48,12 @@ def test_wrong_call(capsys, arguments, message):
 
 @pytest.mark.backend_independent
 def test_help_teaches_by_examples(capsys):
-    for command in ([], ["generate"], ["info"]):
+    for command in ([], *([name] for name in COMMANDS)):
         with pytest.raises(SystemExit) as raised:
             main([*command, "--help"])
         assert raised.value.code == 0
         out = capsys.readouterr().out
-        assert "\n  keras-griffin " in out
+        assert "keras-griffin " in out
         assert max(len(line) for line in out.splitlines()) <= 80
 
 
@@ -84,10 +86,27 @@ def test_light_commands_do_not_import_keras():
 
 
 @pytest.mark.slow
+@pytest.mark.backend_independent
+def test_the_shipped_model_as_a_process():
+    """No line of SentencePiece's log."""
+    done = run_command("generate", "ROMEO:", "--max-new-tokens", "2")
+    assert done.returncode == 0
+    assert "normalizer.cc" not in done.stderr
+
+
+@pytest.mark.backend_independent
+@pytest.mark.slow
 def test_as_a_process(folder):
     """The backend is chosen by the flag, and only text is printed."""
     done = run_command(
-        *("generate", "To be", "--preset", str(folder), "--max-length", "12"),
+        *(
+            "generate",
+            "To be",
+            "--preset",
+            str(folder),
+            "--max-new-tokens",
+            "7",
+        ),
         *("--backend", BACKEND, "--seed", "1"),
         KERAS_BACKEND="",
     )
@@ -114,7 +133,6 @@ def test_a_closed_pipe_is_no_error():
 
 
 @pytest.mark.backend_independent
-@pytest.mark.backend_independent
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has it")
 def test_a_full_disk_behind_the_output():
     command = f"{sys.executable} -m keras_griffin presets > /dev/full"
@@ -138,6 +156,7 @@ def test_closed_streams(closed):
     assert bool(done.stdout) is (">&-" not in closed.split())
 
 
+@pytest.mark.backend_independent
 def test_exit_code_of_a_process():
     done = run_command("info", "nothing_like_it")
     assert done.returncode == USAGE_ERROR

@@ -109,6 +109,17 @@ def test_streamed_text_is_that_of_one_device(generated):
     assert found == expected
 
 
+def test_an_engine_serves_what_one_device_generates(tmp_path):
+    path = tmp_path / "results.json"
+    run("distribution/serving_on_eight_devices.py", path, devices=8)
+    results = json.loads(path.read_text())
+    assert len(results) == 2
+    for found in results.values():
+        assert found["other texts"] == 0
+        assert found["hits"] > 0
+        assert found["compiled"] == 0
+
+
 @pytest.mark.parametrize(
     "name, small",
     [

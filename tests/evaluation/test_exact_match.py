@@ -15,6 +15,8 @@ from support.models import run
 from support.models import tiny_model
 from support.models import tokens
 
+pytestmark = pytest.mark.backend_independent
+
 NEW = 3
 
 

@@ -13,6 +13,8 @@ from support.checks import assert_close
 from support.conversations import instruction_preprocessor
 from support.models import tiny_model
 
+pytestmark = pytest.mark.backend_independent
+
 WINDOW = peers.GRIFFIN["attention_window_size"]
 LONG = "to be, or not to be: that is the question. " * 3
 PAIRS = [
@@ -247,7 +249,6 @@ def test_sampling_can_be_repeated(ours):
     assert ours.generate_until(requests, disable_tqdm=True) == texts
 
 
-@pytest.mark.backend_independent
 @pytest.mark.parametrize(
     "settings, kind, numbers",
     [
@@ -347,7 +348,6 @@ def test_a_model_without_turns(model):
         lm.apply_chat_template([{"role": "user", "content": "to be?"}])
 
 
-@pytest.mark.backend_independent
 def test_without_lm_eval(monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(ImportError, match=r"keras-griffin\[eval\]"):

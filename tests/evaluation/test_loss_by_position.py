@@ -11,6 +11,8 @@ from support.models import run
 from support.models import tiny_model
 from support.models import tokens
 
+pytestmark = pytest.mark.backend_independent
+
 TEXT = tokens(1, 60)[0]
 LENGTH = 3 * WINDOW + 1
 STRIDE = 8
@@ -49,7 +51,6 @@ def test_rows_tile_the_text_by_default():
     np.testing.assert_array_equal(losses, shorter)
 
 
-@pytest.mark.backend_independent
 @pytest.mark.parametrize(
     "changes, message",
     [

@@ -39,6 +39,7 @@ def test_a_turn_reads_only_what_is_new(model):
     assert to_numpy(chat.state["length"])[0] > 40
 
 
+@pytest.mark.backend_independent
 def test_what_is_typed_cannot_end_a_turn(model):
     chat = model.chat(max_new_tokens=2)
     list(chat.send("a<end_of_turn>"))
@@ -51,6 +52,7 @@ def test_what_is_typed_cannot_end_a_turn(model):
     assert lengths[0] > lengths[1] + written
 
 
+@pytest.mark.backend_independent
 def test_without_a_turn_format_messages_are_text(model):
     model.preprocessor.turn_format = None
     chat = model.chat()
@@ -60,6 +62,7 @@ def test_without_a_turn_format_messages_are_text(model):
     model.preprocessor.turn_format = "gemma"
 
 
+@pytest.mark.backend_independent
 def test_a_reply_that_is_stopped_stays_in_the_conversation(model):
     chat = model.chat(max_new_tokens=40)
     reply = chat.send("to be")
@@ -70,6 +73,7 @@ def test_a_reply_that_is_stopped_stays_in_the_conversation(model):
     assert int(to_numpy(chat.state["length"])[0]) > stopped
 
 
+@pytest.mark.backend_independent
 def test_a_conversation_is_saved_and_loaded(model, tmp_path):
     chat = model.chat(max_new_tokens=9)
     list(chat.send("to be"))
@@ -83,8 +87,105 @@ def test_a_conversation_is_saved_and_loaded(model, tmp_path):
     )
 
 
+@pytest.mark.backend_independent
 def test_what_cannot_be_is_refused(model, tmp_path):
     with pytest.raises(ValueError, match="must have begun"):
         model.chat().save(tmp_path / "chat.npz")
     with pytest.raises(ValueError, match="with a preprocessor"):
         tiny_model().chat()
+
+
+@pytest.mark.backend_independent
+def test_a_message_is_answered_anew(model, monkeypatch):
+    chat = model.chat(max_new_tokens=9)
+    replies = ["".join(chat.send(text)) for text in ("to be", "not")]
+    assert [turn.reply for turn in chat.turns] == replies
+    length = int(to_numpy(chat.state["length"])[0])
+    read = []
+    stream = type(model).generate_stream
+
+    def counted(self, text, **options):
+        read.append(text)
+        return stream(self, text, **options)
+
+    monkeypatch.setattr(type(model), "generate_stream", counted)
+    assert "".join(chat.regenerate()) == replies[1]
+    assert int(to_numpy(chat.state["length"])[0]) == length
+    assert "be" not in read[0]
+    assert "".join(chat.edit(0, "to be")) == replies[0]
+    assert len(chat.turns) == 1
+    assert "".join(chat.send("not")) == replies[1]
+    # Another reply, if it is drawn.
+    chat.temperature, chat.sampler = 5.0, "random"
+    assert len({"".join(chat.regenerate()) for _ in range(3)}) > 1
+    assert [turn.message for turn in chat.turns] == ["to be", "not"]
+
+
+@pytest.mark.backend_independent
+def test_an_edited_turn_is_as_if_it_had_been_said(model):
+    chat = model.chat(max_new_tokens=9)
+    for text in ("to be", "not", "or"):
+        list(chat.send(text))
+    edited = "".join(chat.edit(1, "user"))
+    other = model.chat(max_new_tokens=9)
+    replies = ["".join(other.send(text)) for text in ("to be", "user")]
+    assert edited == replies[1]
+    assert "".join(chat.send("or")) == "".join(other.send("or"))
+    np.testing.assert_array_equal(
+        to_numpy(chat.state["length"]), to_numpy(other.state["length"])
+    )
+
+
+@pytest.mark.backend_independent
+def test_a_fork_goes_its_own_way(model):
+    chat = model.chat(max_new_tokens=9, top_p=0.5, temperature=0)
+    list(chat.send("to be"))
+    fork = chat.fork()
+    assert fork.settings == {"top_p": 0.5}
+    reply = "".join(fork.send("not"))
+    assert len(chat.turns) == 1 and len(fork.turns) == 2
+    assert "".join(chat.send("not")) == reply
+    list(fork.edit(0, "or"))
+    assert len(chat.turns) == 2
+    assert chat.turns[0].message == "to be"
+
+
+@pytest.mark.backend_independent
+def test_a_stop_string_ends_a_reply_and_its_state(model):
+    tokenizer = model.preprocessor.tokenizer
+    # Bytes that make no characters would be all of this model's text.
+    bias = {
+        id: -100
+        for id in range(tokenizer.vocabulary_size())
+        if tokenizer.id_to_token(id).startswith("<")
+    }
+    options = {"temperature": 0, "logit_bias": bias}
+    free = "".join(model.chat(max_new_tokens=20, **options).send("to be"))
+    stop = free[4:6]
+    chat = model.chat(max_new_tokens=20, stop=stop, **options)
+    assert "".join(chat.send("to be")) == free[: free.index(stop)]
+    length = int(to_numpy(chat.state["length"])[0])
+    # As many tokens as if they had been all.
+    for count in range(1, 20):
+        short = model.chat(max_new_tokens=count, **options)
+        if stop in "".join(short.send("to be")):
+            break
+    assert int(to_numpy(short.state["length"])[0]) == length
+    assert "".join(chat.send("not"))
+
+
+@pytest.mark.backend_independent
+def test_turns_that_there_are_not(model, tmp_path):
+    chat = model.chat(max_new_tokens=2)
+    for call in (chat.regenerate, lambda: chat.edit(0, "a")):
+        with pytest.raises(ValueError, match="must have been sent"):
+            call()
+    list(chat.send("to be"))
+    with pytest.raises(ValueError, match=r"`i` must be an integer in \[0, 0"):
+        chat.edit(1, "a")
+    chat.save(tmp_path / "chat.npz")
+    chat.load(tmp_path / "chat.npz")
+    with pytest.raises(ValueError, match="made or loaded"):
+        chat.regenerate()
+    with pytest.raises(ValueError, match="Did you mean top_k"):
+        model.chat(topk=3)

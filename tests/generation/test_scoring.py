@@ -112,6 +112,10 @@ def test_as_gemma_scores():
 def test_mistakes_are_told(model):
     with pytest.raises(ValueError, match="'logits' or 'loss'"):
         model.score(token_ids=IDS, scoring_mode="both")
+    with pytest.raises(ValueError, match="one id for each"):
+        model.score(
+            token_ids=IDS, scoring_mode="loss", target_ids=np.transpose(IDS)
+        )
     with pytest.raises(ValueError, match="needs `target_ids`"):
         model.score(token_ids=IDS, scoring_mode="loss")
     with pytest.raises(ValueError, match="Did you mean target_ids"):

@@ -6,7 +6,8 @@ _connect = socket.socket.connect
 
 
 def _local_connect(self, address):
-    if self.family in (socket.AF_INET, socket.AF_INET6):
+    is_far = self.family in (socket.AF_INET, socket.AF_INET6)
+    if is_far and address[0] not in ("127.0.0.1", "::1"):
         raise OSError(f"Guides are tested without a network: {address}")
     return _connect(self, address)
 

@@ -45,7 +45,7 @@ def test_setting_is_for_auto_only(monkeypatch):
 
 
 def test_unknown_names(monkeypatch):
-    known = "one of 'auto', 'ops', 'pallas_tpu', 'pallas_gpu'.*'fast'"
+    known = "one of 'auto', 'ops', 'pallas_tpu', 'pallas_gpu', .*'fast'"
     with pytest.raises(ValueError, match=known):
         dispatch.set_implementation("fast")
     monkeypatch.setenv(dispatch.VARIABLE, "fast")
@@ -62,6 +62,15 @@ def test_kernels_need_jax(name):
     dispatch.set_implementation(name)
     with pytest.raises(NotImplementedError, match="set_implementation.*needs"):
         linear_scan(x, x)
+
+
+@pytest.mark.skipif(
+    keras.config.backend() != "tensorflow", reason="about TensorFlow"
+)
+def test_the_triton_kernels_are_not_for_tensorflow():
+    x = np.ones((1, 3, 4), "float32")
+    with pytest.raises(NotImplementedError, match="needs the PyTorch or"):
+        linear_scan(x, x, implementation="triton_gpu")
 
 
 def layer_and_loss(**arguments):

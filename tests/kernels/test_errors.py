@@ -16,7 +16,7 @@ STATE = np.ones((2, 4), "float32")
     [
         (
             (X, X, None, False, "fast"),
-            "one of 'auto', 'ops', 'pallas_tpu', 'pallas_gpu'. .*'fast'",
+            "one of 'auto', 'ops', 'pallas_tpu', 'pallas_gpu', .*'fast'",
         ),
         ((X[0], X[0]), r"`x` must have the shape .*x.shape=\(3, 4\)"),
         ((X, X[:, :2]), r"same shape.*\(2, 3, 4\) and, in `a`, \(2, 2, 4\)"),
@@ -42,7 +42,7 @@ def test_linear_scan(arguments, message):
     [
         (
             {"implementation": "fast"},
-            "one of 'auto', 'ops', 'pallas_tpu', 'pallas_gpu'. .*'fast'",
+            "one of 'auto', 'ops', 'pallas_tpu', 'pallas_gpu', .*'fast'",
         ),
         ({"x": X[0]}, r"`x` must have the shape .*x.shape=\(3, 4\)"),
         ({"x": X.astype("int32")}, "`x` must have a float dtype.*int32"),

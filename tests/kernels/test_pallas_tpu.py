@@ -211,6 +211,38 @@ def test_lowers_for_tpu(dtype, blocks, is_complex, is_loop, monkeypatch):
 
 
 @needs_jax
+@pytest.mark.parametrize(
+    "dtype, setting, precision",
+    [
+        ("float32", None, "HIGHEST"),
+        ("float32", "high", "HIGHEST"),
+        ("float32", "bfloat16", "DEFAULT"),
+        ("bfloat16", "float32", "DEFAULT"),
+    ],
+)
+def test_products_follow_the_precision_of_jax(dtype, setting, precision):
+    import jax
+
+    kernel = np.ones((2, 64, 64), "float32")
+    bias = np.zeros((2, 64), "float32")
+    x = np.ones((1, 9, 128), dtype)
+
+    def loss(x):
+        y, _ = rg_lru(
+            *(x, kernel, bias, kernel, bias, bias.reshape(-1)),
+            implementation="pallas_tpu",
+        )
+        return y.sum().astype("float32")
+
+    with jax.default_matmul_precision(setting):
+        program = str(jax.make_jaxpr(jax.grad(loss))(x))
+    # Forward, and in the backward pass the gates and the two gradients.
+    products = program.count("dot_general[")
+    assert products >= 4
+    assert program.count(f"precision=(Precision.{precision}") == products
+
+
+@needs_jax
 @pytest.mark.skipif(
     not importlib.util.find_spec("libtpu"), reason="libtpu is not installed"
 )

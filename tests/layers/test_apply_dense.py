@@ -10,6 +10,7 @@ from keras import ops
 
 import keras_griffin
 from keras_griffin.layers.apply_dense import apply_dense
+from keras_griffin.layers.apply_dense import order_kernels
 from support.checks import assert_close
 from support.checks import to_numpy
 from support.checks import value_and_grad
@@ -218,3 +219,26 @@ def test_products_of_torch_go_to_onednn():
     with torch.profiler.profile() as profile:
         apply_dense(dense_layer(), x)
     assert "aten::mkldnn_linear" in {e.key for e in profile.key_averages()}
+
+
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="PyTorch alone")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("shape", [(1, 1, 8), (1, 8)])
+def test_one_token_in_16_bits_is_a_vector_of_torch(dtype, shape):
+    import torch
+
+    dense = dense_layer(dtype=dtype)
+    x = torch.randn(*shape, dtype=getattr(torch, dtype), requires_grad=True)
+    results = []
+    for is_ordered in (False, True):
+        if is_ordered:
+            order_kernels(dense)
+        with torch.profiler.profile() as profile:
+            y = apply_dense(dense, x)
+        assert ("aten::mv" in {e.key for e in profile.key_averages()}) == (
+            is_ordered
+        )
+        sources = (x, dense.kernel.value, dense.bias.value)
+        results.append((y, *torch.autograd.grad(y.sum(), sources)))
+    for ordered, plain in zip(*results, strict=True):
+        assert_close(ordered.float(), to_numpy(plain.float()), dtype)

@@ -142,6 +142,7 @@ def test_every_layer_is_in_the_table():
     assert classes == set(ARGUMENTS)
 
 
+@pytest.mark.backend_independent
 @pytest.mark.parametrize("cls, base, name, value", CASES)
 def test_argument_changes_the_layer(cls, base, name, value):
     if name == "implementation":

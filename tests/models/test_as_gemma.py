@@ -11,6 +11,7 @@ from support.models import VOCABULARY
 from support.models import randomize
 from support.models import tiny_model
 from support.models import tokens
+from support.once import once
 
 PROMPT, TIME = 3, 8
 EVERY_ID = tuple(range(VOCABULARY))
@@ -33,7 +34,7 @@ def gemma():
     return model
 
 
-each_model = pytest.mark.parametrize("make", [gemma, tiny_model])
+each_model = pytest.mark.parametrize("make", [*once(gemma), tiny_model])
 
 
 @each_model
@@ -63,6 +64,7 @@ def test_generate_function(make, stops):
     assert model.generate_function is None
 
 
+@pytest.mark.backend_independent
 @each_model
 def test_get_quantization_layer_structure(make):
     model = make()
@@ -88,6 +90,7 @@ def test_get_quantization_layer_structure(make):
         assert_close(to_numpy(normalization(x)), to_numpy(expected))
 
 
+@pytest.mark.backend_independent
 @each_model
 def test_perplexity(make):
     model = make()

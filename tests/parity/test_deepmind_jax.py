@@ -16,6 +16,7 @@ from keras_griffin.layers import RGLRU
 from keras_griffin.models.griffin_backbone import GriffinBackbone
 from keras_griffin.models.griffin_causal_lm import GriffinCausalLM
 from support import peers
+from support.once import once
 
 pytest.importorskip("recurrentgemma.jax")
 
@@ -74,7 +75,9 @@ def our_logits(model, token_ids, segment_pos):
     return peers.our_outputs(model, peers.our_inputs(token_ids, segment_pos))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant", ["griffin", "hawk", *once(*list(VARIANTS)[2:])]
+)
 def test_logits(variant, record_error):
     peer = make_peer(variant)
     model = make_model(peer.params, **VARIANTS[variant])
@@ -88,7 +91,7 @@ def test_logits(variant, record_error):
         assert error < TOLERANCE, row
 
 
-@pytest.mark.parametrize("time", [1, WINDOW - 1, WINDOW, WINDOW + 1])
+@pytest.mark.parametrize("time", [WINDOW + 1, *once(1, WINDOW - 1, WINDOW)])
 def test_lengths_around_the_window(time, record_error):
     peer = make_peer()
     model = make_model(peer.params)
@@ -115,6 +118,7 @@ def test_global_attention_is_a_window_that_nothing_reaches(record_error):
     assert error < TOLERANCE
 
 
+@pytest.mark.backend_independent
 @pytest.mark.parametrize(
     "changes",
     [
@@ -192,21 +196,30 @@ def test_gradients_of_every_parameter(record_error):
 
 
 def test_bfloat16_is_no_worse_than_the_original():
+    """On the mean of five draws of tokens, by twice its standard error.
+
+    One draw is 5 % off by chance, and where the processor multiplies bfloat16
+    as JAX does here (TensorFlow on some), both errors have the same size.
+    """
+    draws = 5
     rounded = peers.DeepMindGriffin(peers.GRIFFIN, dtype="bfloat16")
-    token_ids, segment_pos = make_batch()
-    real = segment_pos >= 0
-    theirs = rounded.logits(token_ids, segment_pos)[real]
-    exact, _ = make_peer().step(
-        token_ids, segment_pos, cache=None, params=rounded.params
-    )
-    exact = exact[real]
     model = make_model(rounded.params, dtype="bfloat16")
-    ours = our_logits(model, token_ids, segment_pos)[real]
-    assert ours.dtype == "float32"
-    our_error, their_error = (
-        float(np.abs(logits - exact).mean()) for logits in (ours, theirs)
-    )
-    assert our_error <= their_error
+    worse = []
+    for seed in range(draws):
+        token_ids, segment_pos = make_batch(seed=seed)
+        real = segment_pos >= 0
+        theirs = rounded.logits(token_ids, segment_pos)
+        exact, _ = make_peer().step(
+            token_ids, segment_pos, cache=None, params=rounded.params
+        )
+        ours = our_logits(model, token_ids, segment_pos)
+        assert ours.dtype == "float32"
+        our_error, their_error = (
+            np.abs(logits[real] - exact[real]).mean()
+            for logits in (ours, theirs)
+        )
+        worse.append(our_error - their_error)
+    assert np.mean(worse) <= 2 * np.std(worse, ddof=1) / draws**0.5
 
 
 def make_complex_layer(peer, units=16):

@@ -60,6 +60,7 @@ def config_of(model):
     }
 
 
+@pytest.mark.backend_independent
 # 2 kB: several shards.
 @pytest.mark.parametrize("max_shard_size", [5, 2e-6])
 def test_transformers_loads_it(tmp_path, max_shard_size, record_error):
@@ -89,6 +90,23 @@ def test_transformers_loads_it(tmp_path, max_shard_size, record_error):
         assert config_of(loaded) == config_of(model)
 
 
+@pytest.mark.backend_independent
+def test_the_shipped_preset_in_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    import torch
+
+    transformers.utils.logging.disable_progress_bar()
+    model = GriffinCausalLM.from_preset(
+        "griffin_shakespeare_en", dtype="float32"
+    )
+    model.export_to_transformers(tmp_path / "out")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    with torch.no_grad():
+        tokens = torch.from_numpy(TOKEN_IDS.astype("int64"))
+        logits = theirs(tokens, use_cache=False).logits.numpy()
+    assert peers.relative_error(our_logits(model), logits) < TOLERANCE
+
+
 def test_bfloat16_stays_what_it_is(tmp_path):
     transformers = pytest.importorskip("transformers")
     import torch
@@ -104,6 +122,7 @@ def test_bfloat16_stays_what_it_is(tmp_path):
     check_equal(loaded, model)
 
 
+@pytest.mark.backend_independent
 def test_googles_number_of_the_window_is_deepminds(tmp_path):
     """From Google's file and out again: 2048 there is 2049 for transformers."""
     peers.HuggingFaceGriffin(peers.GRIFFIN).save(tmp_path / "in")
@@ -159,6 +178,7 @@ def test_a_tokenizer_that_changes_text_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.backend_independent
 @pytest.mark.parametrize("soft_cap", [5.0, None])
 def test_deepminds_torch_loads_it(tmp_path, soft_cap, record_error):
     pytest.importorskip("recurrentgemma")
@@ -190,6 +210,7 @@ def test_the_model_card_builds_deepminds_model(tmp_path):
     assert names["config"]._replace(scan_type=expected.scan_type) == expected
 
 
+@pytest.mark.backend_independent
 def test_deepminds_jax_loads_it(tmp_path, record_error):
     pytest.importorskip("recurrentgemma")
     import orbax.checkpoint
@@ -207,6 +228,7 @@ def test_deepminds_jax_loads_it(tmp_path, record_error):
     assert error < TOLERANCE
 
 
+@pytest.mark.backend_independent
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_an_archive_of_deepminds_torch(tmp_path, dtype, record_error):
     pytest.importorskip("recurrentgemma")
@@ -225,6 +247,7 @@ def test_an_archive_of_deepminds_torch(tmp_path, dtype, record_error):
     assert error < TOLERANCE
 
 
+@pytest.mark.backend_independent
 def test_an_archive_of_deepminds_jax(tmp_path, record_error):
     pytest.importorskip("recurrentgemma")
     from recurrentgemma.jax import utils

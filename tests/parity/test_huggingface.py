@@ -73,6 +73,7 @@ def test_from_preset(tmp_path, dtype, options, record_error):
     assert error < TOLERANCE
 
 
+@pytest.mark.backend_independent
 def test_tokenizer_of_a_folder(tmp_path):
     sentencepiece = pytest.importorskip("sentencepiece")
     peers.HuggingFaceGriffin(peers.GRIFFIN).save(tmp_path)
@@ -91,6 +92,7 @@ def test_tokenizer_of_a_folder(tmp_path):
     assert list(ids) == [original.bos_id(), *expected, 0, 0, 0]
 
 
+@pytest.mark.backend_independent
 def test_export_is_exact(tmp_path):
     peer = peers.HuggingFaceGriffin(peers.GRIFFIN)
     peer.save(tmp_path)

@@ -6,11 +6,15 @@ import re
 import subprocess
 import sys
 
+import keras
 import pytest
 
-pytestmark = [pytest.mark.backend_independent, pytest.mark.slow]
-
-pytest.importorskip("jax")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        keras.config.backend() != "jax", reason="JAX's compiler makes a plan."
+    ),
+]
 
 SCRIPT = """
 import sys

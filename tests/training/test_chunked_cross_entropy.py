@@ -101,6 +101,7 @@ def test_a_step_equals_that_with_all_logits(limit, plain_step, monkeypatch):
     assert_same_step(step(make()), plain_step)
 
 
+@pytest.mark.backend_independent
 def test_a_step_without_weights_and_evaluation(monkeypatch):
     monkeypatch.setattr(chunked_cross_entropy, "MAX_LOGITS", LIMITS["rest"])
     x, y, weights = data()
@@ -125,6 +126,7 @@ def test_a_step_without_weights_and_evaluation(monkeypatch):
     assert tuple(model(x).shape) == (BATCH, TIME, VOCABULARY)
 
 
+@pytest.mark.backend_independent
 def test_lora_and_regularizers(monkeypatch):
     monkeypatch.setattr(chunked_cross_entropy, "MAX_LOGITS", LIMITS["fit"])
     steps = []
@@ -139,6 +141,7 @@ def test_lora_and_regularizers(monkeypatch):
     assert_same_step(steps[1], steps[0])
 
 
+@pytest.mark.backend_independent
 def test_a_quantized_embedding(monkeypatch):
     monkeypatch.setattr(chunked_cross_entropy, "MAX_LOGITS", LIMITS["rest"])
     x, y, weights = data()
@@ -192,6 +195,7 @@ def test_other_losses_get_all_logits():
     assert_close(np.array(loss[0]), np.mean(model.predict(x, verbose=0)))
 
 
+@pytest.mark.backend_independent
 def test_without_metrics():
     x, y, _ = data()
     model = make()
@@ -210,6 +214,7 @@ def test_without_metrics():
     assert_close(np.array(found), np.array(expected[0]))
 
 
+@pytest.mark.backend_independent
 def test_other_metrics_get_all_logits(monkeypatch):
     monkeypatch.setattr(chunked_cross_entropy, "MAX_LOGITS", 1)
     metrics = {
@@ -305,6 +310,7 @@ class Logs(keras.callbacks.Callback):
     on_train_batch_end = on_test_batch_end = on_epoch_end = _see
 
 
+@pytest.mark.backend_independent
 def test_callbacks_see_the_logs_of_all_logits():
     x, y, weights = data()
     found = []
@@ -360,24 +366,49 @@ def test_a_train_step_of_ones_own():
     assert_close(np.array(history.history["own"]), [expected.mean()])
 
 
-def test_pytorch_s_loss_gets_rows_of_logits(monkeypatch):
-    """A softmax along another axis than the last takes several times longer."""
+def log_softmax_axes(function):
+    """How far from the last the axes of PyTorch's log-softmaxes are."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    axes = []
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            # `(x, axis, ...)`, and `(dy, y, axis, ...)` of the gradient.
+            place = {
+                "aten::_log_softmax": 1,
+                "aten::_log_softmax_backward_data": 2,
+            }.get(operation.name())
+            if place is not None and args[0].device.type != "meta":
+                axes.append(args[0].ndim - 1 - args[place] % args[0].ndim)
+            return operation(*args, **(kwargs or {}))
+
+    with Record():
+        function()
+    return axes
+
+
+def test_pytorch_s_softmax_of_all_logits_is_along_the_last_axis():
     if keras.config.backend() != "torch":
         pytest.skip("about PyTorch")
-    shapes = []
-    cls = keras.losses.SparseCategoricalCrossentropy
-    call = cls.call
+    x, y, weights = data()
+    model = make()
+    metric = keras.metrics.SparseTopKCategoricalAccuracy(3)  # sees logits
+    trainer = keras_griffin.StatefulTrainer(model, batch_size=len(y))
+    for each in (model, trainer):
+        each.compile(optimizer="sgd", loss="auto", weighted_metrics=[metric])
+        axes = log_softmax_axes(lambda f=each.train_on_batch: f(x, y, weights))
+        assert set(axes) == {0}
 
-    def record(self, y_true, y_pred):
-        if y_pred.device.type != "meta":
-            shapes.append((y_true.ndim, y_pred.ndim))
-        return call(self, y_true, y_pred)
 
-    monkeypatch.setattr(cls, "call", record)
-    for limit in (LIMITS["one"], LIMITS["fit"]):
-        monkeypatch.setattr(chunked_cross_entropy, "MAX_LOGITS", limit)
-        step(make())
-    assert set(shapes) == {(1, 2)}
+@pytest.mark.parametrize("limit", ["one", "fit"])
+def test_pytorch_s_softmax_is_along_the_last_axis(limit, monkeypatch):
+    """Along another it takes many times longer on a GPU."""
+    if keras.config.backend() != "torch":
+        pytest.skip("about PyTorch")
+    monkeypatch.setattr(chunked_cross_entropy, "MAX_LOGITS", LIMITS[limit])
+    model = make()
+    assert set(log_softmax_axes(lambda: step(model))) == {0}
 
 
 def _jax_sizes(model):
@@ -445,3 +476,24 @@ def test_no_array_has_the_size_of_all_logits(monkeypatch):
     monkeypatch.setattr(chunked_cross_entropy, "MAX_LOGITS", BATCH * 2000 * 3)
     largest = largest_array(make(**changes))
     assert largest <= 2000 * max(BATCH * 3, 8)
+
+
+@pytest.mark.skipif(
+    keras.config.backend() != "tensorflow", reason="TensorFlow alone"
+)
+@pytest.mark.parametrize("metrics", [None, ["accuracy"]])
+def test_tensorflow_traces_the_first_step_once(monkeypatch, metrics):
+    model = keras_griffin.GriffinCausalLM(tiny_backbone())
+    model.compile(optimizer="adam", loss="auto", weighted_metrics=metrics)
+    calls, call = [], type(model.backbone).call
+
+    def counted(self, *args, **kwargs):
+        calls.append(self)
+        return call(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(model.backbone), "call", counted)
+    ids = np.ones((2, 5), "int32")
+    model.train_on_batch(
+        {"token_ids": ids, "padding_mask": np.ones_like(ids)}, ids
+    )
+    assert len(calls) == 1

@@ -95,6 +95,7 @@ def test_matrices_decay_and_the_recurrence_does_not(recurrence):
     assert missing == ({"rglru/phase_param"} if recurrence == "real" else set())
 
 
+@pytest.mark.backend_independent
 def test_layers_alone_and_lora():
     optimizer = GriffinAdamW(0.1, weight_decay=0.5)
     inputs = keras.Input((None, 8))
@@ -111,6 +112,7 @@ def test_layers_alone_and_lora():
     assert names == {"lora_kernel_a", "lora_kernel_b"}
 
 
+@pytest.mark.backend_independent
 def test_a_loaded_model_goes_on_in_the_same_way(tmp_path):
     rng = np.random.default_rng(0)
     model = model_with(GriffinAdamW(0.1, num_steps=6, weight_decay=0.5))
@@ -162,6 +164,7 @@ def test_gradient_accumulation_and_clipping():
         np.testing.assert_allclose(result, expected, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.backend_independent
 def test_accumulated_updates_follow_the_schedule_of_the_large_batch():
     rng = np.random.default_rng(0)
     gradients = rng.normal(size=(12, 2, 2)).astype("float32")

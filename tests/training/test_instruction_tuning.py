@@ -52,6 +52,7 @@ def loss(model, x, batch_size=2):
     return outputs["loss"]
 
 
+@pytest.mark.backend_independent
 def test_it_learns_answers_and_their_end(model, tmp_path):
     before = loss(model, PAIRS)
     assert loss(model, CONVERSATIONS) == pytest.approx(before, rel=1e-5)
@@ -87,6 +88,7 @@ def test_it_learns_answers_and_their_end(model, tmp_path):
     assert again.generate([user("or")]) == "not be"
 
 
+@pytest.mark.backend_independent
 def test_loss_is_that_of_the_answers_alone(model):
     x, y, weight = model.preprocessor(PAIRS)
     logits = to_numpy(model.predict_on_batch(PAIRS)).astype("float64")
@@ -98,6 +100,7 @@ def test_loss_is_that_of_the_answers_alone(model):
     assert loss(model, PAIRS) == pytest.approx(expected, rel=1e-3, abs=1e-6)
 
 
+@pytest.mark.backend_independent
 def test_messages_need_a_preprocessor():
     with pytest.raises(ValueError, match="needs a preprocessor"):
         tiny_model().generate_stream([user("to be")])

@@ -117,6 +117,7 @@ def test_a_saved_model_has_the_adapters_merged(trained, tmp_path):
     np.testing.assert_allclose(run(again, IDS), run(model, IDS), atol=1e-5)
 
 
+@pytest.mark.backend_independent
 def test_some_layers(tmp_path):
     backbone = tiny_backbone()
     backbone.enable_lora(1, ["linear_x", "down"])
@@ -134,6 +135,7 @@ def test_some_layers(tmp_path):
         other.load_lora_weights(tmp_path / "some.lora.h5")
 
 
+@pytest.mark.backend_independent
 def test_default_targets():
     hawk = tiny_backbone(block_types=("recurrent",))
     assert hawk.default_lora_layer_names() == RECURRENT + MLP
@@ -161,12 +163,14 @@ def test_with_rematerialization():
     np.testing.assert_allclose(*outputs, atol=1e-3)
 
 
+@pytest.mark.backend_independent
 @pytest.mark.parametrize("rank", [0, 1.5, "4"])
 def test_other_ranks_are_refused(rank):
     with pytest.raises(ValueError, match="`rank` must be an integer"):
         tiny_backbone(num_layers=1).enable_lora(rank)
 
 
+@pytest.mark.backend_independent
 @pytest.mark.parametrize(
     "names", [["recurrence_gate"], ["token_embedding"], ["qeury"], []]
 )
@@ -177,6 +181,7 @@ def test_other_layers_are_refused(names):
     assert len(backbone.trainable_variables) == len(backbone.variables)
 
 
+@pytest.mark.backend_independent
 def test_what_cannot_be_is_refused(tmp_path):
     backbone = tiny_backbone(num_layers=1)
     with pytest.raises(ValueError, match="must be adapters to merge"):
@@ -207,7 +212,7 @@ def test_what_cannot_be_is_refused(tmp_path):
         backbone.load_lora_weights(tmp_path / "c.weights.h5")
 
 
-def test_adapters_and_other_quantizations(quick_collection):
+def test_adapters_and_other_quantizations():
     model = tiny_model(num_layers=1)
     model.backbone.enable_lora(1)
     with pytest.raises(ValueError, match="Call `merge_lora` first"):

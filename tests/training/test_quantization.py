@@ -14,8 +14,7 @@ from support.models import round_matrices
 from support.models import run
 from support.models import tiny_model
 from support.models import tokens
-
-pytestmark = pytest.mark.usefixtures("quick_collection")
+from support.once import once
 
 IDS = tokens(3, 9)
 PROMPTS = {"token_ids": IDS, "padding_mask": np.ones_like(IDS)}
@@ -35,12 +34,8 @@ CONFIGS = {
     "gptq": lambda: GPTQConfig(**CALIBRATION, hessian_damping=0.1),
     "awq": lambda: AWQConfig(**CALIBRATION, num_grid_points=3),
 }
-# AWQ stands on the same hook as GPTQ and is slow to compile, kernel by kernel.
-MODES = [
-    mode
-    for mode in CONFIGS
-    if mode != "awq" or keras.config.backend() == "torch"
-]
+# GPTQ and AWQ stand on one hook and are slow to compile, kernel by kernel.
+MODES = ["int8", "int4", "float8", *once("gptq", "awq")]
 
 # Largest change of a logit over the largest logit, where inputs are rounded
 # too. Random weights are the worst case; benchmarks/quality/quantization.py
@@ -164,6 +159,19 @@ def test_generation_goes_on_after_quantization(base):
         step, state = model.decode_step(token, state)
 
 
+@pytest.mark.parametrize("mode", ["int8", *once("int4")])
+def test_the_likeliest_tokens_of_a_quantized_model(mode):
+    model = tiny_model()
+    prompt = {"token_ids": tokens(1, 9), "padding_mask": np.ones((1, 9), int)}
+    options = {"stop_token_ids": None, "max_new_tokens": 40}
+    before = model.generate(prompt, **options)
+    model.quantize(mode)
+    (ids,) = model.generate(prompt, **options)["token_ids"]
+    assert (ids.shape,) == (before["token_ids"].shape[1:],)
+    wanted = run(model, ids[None])[0].argmax(-1)[8:-1]
+    np.testing.assert_array_equal(ids[9:], wanted)
+
+
 @pytest.mark.parametrize("mode", ["int8", "int4"])
 def test_the_embedding_in_both_directions(base, mode):
     matrix = base[0]["token_embedding/embeddings"]
@@ -180,6 +188,7 @@ def test_the_embedding_in_both_directions(base, mode):
     )
 
 
+@pytest.mark.backend_independent
 @pytest.mark.parametrize(
     "config",
     [
@@ -204,6 +213,7 @@ def test_a_configuration_is_loaded_again(base, config, tmp_path):
         np.testing.assert_allclose(to_numpy(new), to_numpy(old), atol=1e-5)
 
 
+@pytest.mark.backend_independent
 @pytest.mark.parametrize(
     "filters, expected",
     [
@@ -219,6 +229,7 @@ def test_filters(base, filters, expected):
     assert {path.split("/")[-1] for path in modes_of(model)} == expected
 
 
+@pytest.mark.backend_independent
 def test_what_cannot_be_is_refused(base):
     model = float_model(base)
     for filters in ("rglru", ["conv"], lambda layer: False):
@@ -264,7 +275,9 @@ DTYPES = {
 
 
 @pytest.mark.parametrize("quantized", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "dtype", ["bfloat16", *once("float16", "mixed", "map")]
+)
 def test_dtype_on_load(base, dtype, quantized, tmp_path):
     if quantized and dtype in ("float16", "map"):
         pytest.skip("Keras refuses int8 from float16; a map is the int8 model")

@@ -98,6 +98,7 @@ def test_interrupted_training_ends_as_if_uninterrupted(tmp_path):
         assert values == history[name][1:]
 
 
+@pytest.mark.backend_independent
 def test_epochs_differ_and_repeat():
     data = make_data()
     orders = []
@@ -108,6 +109,7 @@ def test_epochs_differ_and_repeat():
     assert (orders[0] != orders[2]).any()
 
 
+@pytest.mark.backend_independent
 def test_each_pass_is_another_epoch():
     """Though Keras never says which, and reads ahead on some backends."""
     asked = set()
@@ -135,6 +137,7 @@ def test_each_pass_is_another_epoch():
     assert {10, 11} <= set(whole_epochs())
 
 
+@pytest.mark.backend_independent
 def test_backups_of_something_else_are_refused(tmp_path):
     with pytest.raises(Interruption):
         fit(make_model(1), tmp_path, interrupt_after=2)
@@ -144,6 +147,7 @@ def test_backups_of_something_else_are_refused(tmp_path):
         fit(make_model(1), tmp_path, data=make_data(steps=3))
 
 
+@pytest.mark.backend_independent
 def test_other_data_and_frequencies_are_refused(tmp_path):
     model = make_model(1)
     with pytest.raises(ValueError, match="must be a ResumableData"):
@@ -152,12 +156,14 @@ def test_other_data_and_frequencies_are_refused(tmp_path):
         resumable_fit(model, make_data(), tmp_path, save_freq=0)
 
 
+@pytest.mark.backend_independent
 def test_shuffled_indices_are_refused():
     data = make_data()
     with pytest.raises(ValueError, match=re.escape("Give `shuffle=False`")):
         data[2]
 
 
+@pytest.mark.backend_independent
 def test_arrays_without_labels_and_in_order():
     data = ResumableData.from_arrays(np.arange(5), batch_size=2, shuffle=False)
     assert len(data) == 3

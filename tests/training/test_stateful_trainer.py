@@ -132,6 +132,7 @@ def state_of(trainer):
     return [to_numpy(v.value) for v in trainer._state_variables]
 
 
+@pytest.mark.backend_independent
 def test_a_stream_goes_on_from_epoch_to_epoch():
     """And validation on the way does not touch the state."""
     rows, batches = data()
@@ -156,6 +157,7 @@ def test_a_stream_goes_on_from_epoch_to_epoch():
     np.testing.assert_allclose(loss, history["val_loss"][-1], rtol=1e-5)
 
 
+@pytest.mark.backend_independent
 def test_the_state_is_saved_with_the_trainer(tmp_path):
     rows, _ = data()
     trainer = trainer_of(tiny_model(dtype="mixed_bfloat16"))
@@ -171,6 +173,7 @@ def test_the_state_is_saved_with_the_trainer(tmp_path):
     again.fit(**rows, verbose=0)
 
 
+@pytest.mark.backend_independent
 def test_segment_ids_of_earlier_versions():
     trainer = trainer_of(tiny_model(num_layers=1))
     arguments, _ = data()
@@ -179,6 +182,7 @@ def test_segment_ids_of_earlier_versions():
         trainer.fit(**arguments)
 
 
+@pytest.mark.backend_independent
 def test_bad_arguments_are_refused():
     rows, _ = data()
     model = tiny_model()

@@ -1,0 +1,1 @@
+"""OpenAI's HTTP API over an `Engine`; `keras-griffin serve` runs it."""
