@@ -305,7 +305,7 @@ intermediates = model.backbone.intermediates(inputs)
 plt.figure(figsize=(7, 3.2))
 for name, values in intermediates.items():
     # (time, channels); at the first token there is nothing to keep.
-    decay = np.asarray(values["decay"], "float64")[0, 1:]
+    decay = keras.ops.convert_to_numpy(values["decay"])[0, 1:]
     remembers = -1 / np.log(np.clip(decay, 1e-6, 1 - 1e-6)).mean(axis=0)
     plt.semilogy(np.sort(remembers), label=name.replace("_", " "))
 plt.axhline(
@@ -327,7 +327,8 @@ plt.show()
 
 # %%
 name = list(intermediates)[-1]
-gate = np.asarray(intermediates[name]["recurrence_gate"])[0][1:49]
+gate = intermediates[name]["recurrence_gate"]
+gate = keras.ops.convert_to_numpy(gate)[0, 1:49]
 order = np.argsort(gate.std(axis=0))[::-1][:40]
 pieces = [tokenizer.detokenize([int(i)]) for i in ids[1:49]]
 plt.figure(figsize=(9, 3.6))

@@ -167,8 +167,10 @@ def execute(notebook, folder, environment=None, startup=None):
         **own,  # without a backend, which a guide chooses
         # `!pip` and `!keras-griffin` are those of this Python.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        # tqdm wants widgets, which Colab has.
-        "PYTHONWARNINGS": "ignore:IProgress not found",
+        # tqdm wants widgets, which Colab has; Keras' quantized embedding
+        # transposes its scales, of one axis.
+        "PYTHONWARNINGS": "ignore:IProgress not found,"
+        "ignore:The use of `x.T` on tensors",
         **(environment or {}),
     }
     with tempfile.TemporaryDirectory() as sockets:

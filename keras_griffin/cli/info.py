@@ -1,6 +1,7 @@
 """`keras-griffin info`: sizes and memory of a model, nothing built."""
 
 import json
+import textwrap
 from pathlib import Path
 
 from keras_griffin.checkpoints import preset_index
@@ -10,6 +11,7 @@ from keras_griffin.files import inside
 ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 # Weights, gradients and AdamW's two moments.
 TRAINING_COPIES = 4
+COLUMNS = 80
 
 SUMMARY = "show the size and memory of a model"
 DESCRIPTION = """\
@@ -42,8 +44,12 @@ def run(arguments):
     print(facts["name"])
     if "description" in facts:
         weights = " or ".join((facts["weights"] or {}).values()) or "none"
-        print(facts["description"])
-        print(f"Weights: {weights}\nSource: {facts['source']}")
+        for line in (
+            facts["description"],
+            f"Weights: {weights}",
+            f"Source: {facts['source']}",
+        ):
+            print(textwrap.fill(line, COLUMNS, break_on_hyphens=False))
     backbone, parameters = facts["backbone"], facts["parameters"]
     embedding = backbone["vocabulary_size"] * backbone["hidden_dim"]
     print(

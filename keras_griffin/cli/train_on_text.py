@@ -169,7 +169,6 @@ class Report(keras.callbacks.Callback):
             "training": float(logs["loss"]),
             "validation": float(logs["val_loss"]),
         }
-        self._record.add(step, losses)
         print(
             f"{self._is_terminal * chr(13)}step {step} of {self._steps}: "
             f"loss {losses['training']:.4f}, validation "
@@ -178,3 +177,5 @@ class Report(keras.callbacks.Callback):
         )
         text = self.model.generate("", max_new_tokens=SAMPLE_TOKENS, seed=0)
         print("  | " + text.replace("\n", "\n  | "), flush=True)
+        # Last: the backup follows, and Ctrl-C in a sample comes before it.
+        self._record.add(step, losses)

@@ -26,6 +26,14 @@ def test_info_of_a_name(capsys):
 
 
 @pytest.mark.backend_independent
+def test_lines_fit_a_terminal(capsys):
+    for name in preset_index.preset_names():
+        assert main(["info", name]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= info.COLUMNS
+
+
+@pytest.mark.backend_independent
 def test_info_of_global_attention_counts_tokens(capsys):
     assert main(["info", "mqa_1b"]) == 0
     out = capsys.readouterr().out
