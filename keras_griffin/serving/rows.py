@@ -14,7 +14,7 @@ from keras_griffin.generation.state_rows import take_rows
 # Room for the stop ids of a row.
 STOP_IDS = 32
 # Each width of a piece of a prompt is so many times the one before it.
-WIDTHS_APART = 4
+WIDTHS_APART = 2
 
 
 class Rows:

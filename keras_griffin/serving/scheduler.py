@@ -12,9 +12,9 @@ from keras_griffin.serving.prefix import common
 from keras_griffin.serving.request import Piece
 from keras_griffin.serving.text import Text
 
-# New tokens of one call of the device, and while prompts wait to be read.
-DECODE_STEPS = 8
-BUSY_DECODE_STEPS = 4
+# New tokens of one call of the device: while no prompt is read, while one is,
+# and while more rows wait for theirs, which then decode nothing.
+DECODE_STEPS = (8, 4, 2)
 # The states of a prompt are kept after so many pieces,
 PIECES_BETWEEN_PREFIXES = 4
 # and where it goes apart from another prompt, if that spares so many tokens.
@@ -264,7 +264,7 @@ class Scheduler:
     # === Tokens ===
 
     def _decode(self):
-        count = BUSY_DECODE_STEPS if self._reading else DECODE_STEPS
+        count = DECODE_STEPS[min(len(self._reading), 2)]
         if self._process_logits():
             count = 1
         if not self._texts:
