@@ -4,15 +4,38 @@ XLA's name for the call is its own ("__gpu$"), with no promise; it is read in
 `xla/service/gpu/kernel_call.cc` and is there in jax 0.10.2. A test lowers it.
 """
 
-import jax
+import functools
 
+import jax
+from jax.extend.core import Primitive
+from jax.interpreters import batching
+from jax.interpreters import mlir
+
+from keras_griffin.kernels.dispatch_jax import result
 from keras_griffin.kernels.triton_plan import OLDEST
 from keras_griffin.kernels.triton_plan import Output
+from keras_griffin.kernels.triton_plan import refuse
 
 TARGET = "__gpu$xla.gpu.ptx"
 WARP = 32  # threads
 # Triton's kernels end with two pointers to scratch memory, which ours lack.
 SCRATCH = 2, 16  # pointers, bytes
+
+# Of JAX's ways to tell platforms apart this one alone may raise when lowering.
+_only_cuda = Primitive("keras_griffin_only_cuda")
+_only_cuda.def_abstract_eval(lambda x: x)
+mlir.register_lowering(_only_cuda, lambda context, x: [x], platform="cuda")
+batching.defvectorized(_only_cuda)
+
+
+@functools.partial(mlir.register_lowering, _only_cuda)
+def _refuse(context, x):
+    refuse("need an NVIDIA GPU", context.module_context.platforms)
+
+
+def only_cuda(x):
+    """`x`; raises where a program is lowered for another platform."""
+    return _only_cuda.bind(x)
 
 
 def capability():
@@ -36,20 +59,20 @@ def run(kernel, plan, arguments):
     arrays = [arguments[name] for name in kernel.arg_names]
     arrays = [value for value in arrays if hasattr(value, "dtype")]
     outputs = [isinstance(value, Output) for value in arrays]
+    inputs = [v for v in arrays if not isinstance(v, Output)]
     call = jax.ffi.ffi_call(
         TARGET,
         [
-            jax.ShapeDtypeStruct(value.shape, value.dtype)
-            for value, is_output in zip(arrays, outputs, strict=True)
-            if is_output
+            result(value.shape, value.dtype, inputs)
+            for value in arrays
+            if isinstance(value, Output)
         ],
         custom_call_api_version=2,
         legacy_backend_config=describe(compiled, plan, outputs),
         vmap_method="sequential",
     )
-    inputs = [v for v in arrays if not isinstance(v, Output)]
     pointers, size = SCRATCH
-    scratch = jax.numpy.zeros(size, "uint8")
+    scratch = only_cuda(jax.numpy.zeros(size, "uint8"))
     return call(*inputs, *[scratch] * pointers)
 
 
