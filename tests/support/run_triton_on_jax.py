@@ -1,64 +1,36 @@
 """The Triton kernels through JAX's caller, with an interpreter for a GPU.
 
 JAX traces, differentiates, batches and divides what it would compile for CUDA.
-In place of the call to XLA stands one to Python: it reads what XLA is told,
-puts the buffers in their places as XLA does, the results full of NaN, and
-interprets the kernel. Values and gradients are compared with the float64 loops,
-transformations with plain operations. What is left out is the PTX, and what
-XLA does with it.
+In place of the call to XLA stands one to Python, of `interpreted_calls.py`.
+Values and gradients are compared with the float64 loops, transformations with
+plain operations. What is left out is the PTX, and what XLA does with it.
 """
 
 import functools
 import os
-import re
 import sys
-import threading
-import types
 from pathlib import Path
 
 os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import jax  # noqa: E402
-import ml_dtypes  # noqa: E402
 import numpy as np  # noqa: E402
-import torch  # noqa: E402
 from jax.sharding import AxisType  # noqa: E402
 from jax.sharding import PartitionSpec  # noqa: E402
 
 from keras_griffin.kernels import triton_jax  # noqa: E402
-from keras_griffin.kernels import triton_ptx  # noqa: E402
 from keras_griffin.kernels.dispatch_jax import alike  # noqa: E402
 from keras_griffin.kernels.linear_scan import triton_plan  # noqa: E402
 from keras_griffin.kernels.rg_lru import rg_lru  # noqa: E402
 from support.cases import RGLRUCase  # noqa: E402
 from support.cases import ScanCase  # noqa: E402
+from support.interpreted_calls import calls  # noqa: E402
+from support.interpreted_calls import interpret  # noqa: E402
 from support.kernels import assert_rg_lru_case  # noqa: E402
 from support.kernels import assert_scan_case  # noqa: E402
 
 NAME = "triton_gpu"
-kernels = []  # what was "compiled": (kernel, pointers, constants)
-calls = []  # names of the kernels that ran
-one_at_a_time = threading.Lock()  # the interpreter is no friend of threads
-
-
-def compile_kernel(kernel, plan, arguments, capability):
-    pointers = {
-        name: (tuple(value.shape), np.dtype(value.dtype))
-        for name, value in arguments.items()
-        if hasattr(value, "dtype")
-    }
-    # Names of the signature alone, in its order.
-    assert set(arguments) == set(kernel.arg_names)
-    constants = {
-        name: value for name, value in arguments.items() if name not in pointers
-    }
-    pointers = {n: pointers[n] for n in kernel.arg_names if n in pointers}
-    kernels.append((kernel, pointers, constants))
-    return types.SimpleNamespace(
-        asm={"ptx": f'"number {len(kernels) - 1}"\n'},
-        metadata=types.SimpleNamespace(name=kernel.__name__, shared=0),
-    )
 
 
 def ffi_call(
@@ -80,45 +52,6 @@ def ffi_call(
         return alike([*results, *inputs])[: len(outputs)]
 
     return call
-
-
-def interpret(text, *inputs):
-    """What XLA does with a call's text and its buffers."""
-    number = int(
-        re.search(r'kernel_data = "\\22number (\d+)\\22\\0A"', text)[1]
-    )
-    programs = int(re.search(r"grid_x = (\d+) : i32", text)[1])
-    places = re.search(r"output_indices = \[(.*?)\]", text)[1]
-    places = [int(place) for place in re.findall(r"(\d+) : i32", places)]
-    kernel, pointers, constants = kernels[number]
-    *inputs, scratch, other_scratch = map(np.asarray, inputs)
-    assert scratch.shape == other_scratch.shape == (16,)
-    buffers, given, results = {}, iter(inputs), []
-    for place, (name, (shape, dtype)) in enumerate(pointers.items()):
-        if place in places:
-            array = np.full(shape, np.nan, dtype)
-            results.append(name)
-        else:
-            array = np.array(next(given))
-        assert (array.shape, array.dtype) == (shape, dtype), (text, name)
-        buffers[name] = as_torch(array)
-    assert not list(given) and len(results) == len(places)
-    with one_at_a_time:
-        calls.append(kernel.__name__)
-        kernel[(programs,)](**buffers, **constants)
-    return [as_numpy(buffers[name]) for name in results]
-
-
-def as_torch(array):
-    if array.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(array.view("int16")).view(torch.bfloat16)
-    return torch.from_numpy(array)
-
-
-def as_numpy(tensor):
-    if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return tensor.numpy()
 
 
 def check_cases():
@@ -231,7 +164,6 @@ def check_transforms():
 
 def main():
     triton_jax.only_cuda = lambda x: x
-    triton_ptx.compile_kernel = compile_kernel
     jax.ffi.ffi_call = ffi_call
     check_cases()
     check_meshes()
