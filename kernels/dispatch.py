@@ -74,14 +74,6 @@ def resolve(implementation):
             f"{keras.config.backend()!r}. Set KERAS_BACKEND=jax, or use "
             "implementation='auto'."
         )
-    if (
-        implementation == "triton_gpu"
-        and keras.config.backend() == "tensorflow"
-    ):
-        raise NotImplementedError(
-            f"{source} needs the PyTorch or the JAX backend. Received: backend "
-            "'tensorflow'. Use implementation='auto'."
-        )
     return implementation
 
 

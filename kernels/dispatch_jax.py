@@ -36,6 +36,42 @@ def takes(platform, check, *args):
     return True
 
 
+def result(shape, dtype, inputs):
+    """A result of a kernel: in a `shard_map` it varies as all inputs do.
+
+    Since jax 0.6 kernels have to tell, and there is no public way to unite the
+    types of several arrays but an operation on all of them.
+    """
+    like = jax.eval_shape(
+        lambda *values: sum(map(jax.numpy.sum, values)), *inputs
+    )
+    return like.update(shape=shape, dtype=dtype)
+
+
+def alike(arrays):
+    """A tree of arrays; in a `shard_map` around, all vary as any of them does.
+
+    A gradient of our own must vary as its argument, and what each device adds
+    to that of a weight has to be summed. JAX does both for an addition.
+    """
+    types = jax.sharding.get_abstract_mesh().axis_types
+    if jax.sharding.AxisType.Manual not in types:
+        return arrays
+    # Sums of nothing: XLA takes them out again.
+    nothing = sum(
+        jax.numpy.sum(array.reshape(-1)[:0], dtype="float32")
+        for array in jax.tree.leaves(arrays)
+    )
+    return jax.tree.map(
+        lambda array: (
+            array | (nothing != 0)
+            if array.dtype == bool
+            else array + nothing.astype(array.dtype)
+        ),
+        arrays,
+    )
+
+
 def choose(implementation, arrays):
     """The implementation to run, and the `Mesh` to run it over or `None`.
 

@@ -40,7 +40,7 @@ def linear_scan(
         implementation: string. `"ops"`: plain operations, on every backend
             and device. `"pallas_tpu"`, `"pallas_gpu"`: kernels for TPUs and
             for CUDA, on the JAX backend. `"triton_gpu"`: kernels for CUDA, by
-            this name alone, on PyTorch and JAX. `"auto"`: the kernel of the
+            this name alone. `"auto"`: the kernel of the
             platform that the program runs on, where it covers the case, else
             `"ops"`; see `dispatch.set_implementation`. Defaults to `"auto"`.
 
@@ -113,9 +113,7 @@ def linear_scan(
 
         scan = functools.partial(scan_over_mesh, implementation)
     elif implementation == "triton_gpu":
-        from keras_griffin.kernels.linear_scan.scan_torch import scan_triton
-
-        scan = scan_triton
+        scan = _triton_scan()
     else:
         from keras_griffin.kernels.linear_scan.ops_scan import scan_ops
 
@@ -140,6 +138,16 @@ def shapes_agree(shape, expected):
         size is None or other is None or size == other
         for size, other in zip(shape, expected, strict=True)
     )
+
+
+def _triton_scan() -> Any:
+    if keras.config.backend() == "torch":
+        from keras_griffin.kernels.linear_scan import scan_torch
+
+        return scan_torch.scan_triton
+    from keras_griffin.kernels.linear_scan import scan_tensorflow
+
+    return scan_tensorflow.scan_triton
 
 
 def _as_numbers(name, value, is_pair):

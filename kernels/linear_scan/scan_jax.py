@@ -7,6 +7,7 @@ import functools
 
 import jax
 
+from keras_griffin.kernels.dispatch_jax import alike
 from keras_griffin.kernels.dispatch_jax import choose
 from keras_griffin.kernels.dispatch_jax import over_sequence
 from keras_griffin.kernels.dispatch_jax import takes
@@ -26,7 +27,7 @@ def scan_over_mesh(name, x, a, carry, reverse=False, shifted=False):
     name, mesh = choose(name, (*x, *a, *carry))
     scan = get_scan(name)
     if mesh is None:
-        return scan(x, a, carry, reverse, shifted)
+        return scan(*alike((x, a, carry)), reverse, shifted)
     batch, time, width = x[0].shape
     split = mesh.split(batch=batch, sequence=time, model=width)
     parts = len(x)

@@ -61,7 +61,7 @@ def rg_lru(
         implementation: string. `"ops"`: plain operations, on every backend
             and device. `"pallas_tpu"`, `"pallas_gpu"`: kernels for TPUs and
             for CUDA, on the JAX backend. `"triton_gpu"`: kernels for CUDA, by
-            this name alone, on PyTorch and JAX. `"auto"`: the kernel of the
+            this name alone. `"auto"`: the kernel of the
             platform that the program runs on, where it covers the case, else
             `"ops"`; see `dispatch.set_implementation`. Defaults to `"auto"`.
 
@@ -136,11 +136,15 @@ def rg_lru(
         from keras_griffin.kernels.rg_lru.rg_lru_jax import rg_lru_over_mesh
 
         return rg_lru_over_mesh(implementation, inputs)
-    if implementation == "triton_gpu":
-        from keras_griffin.kernels.rg_lru.rg_lru_torch import rg_lru_triton
+    if implementation != "triton_gpu":
+        return rg_lru_ops(*inputs)
+    if keras.config.backend() == "torch":
+        from keras_griffin.kernels.rg_lru import rg_lru_torch
 
-        return rg_lru_triton(inputs)
-    return rg_lru_ops(*inputs)
+        return rg_lru_torch.rg_lru_triton(inputs)
+    from keras_griffin.kernels.rg_lru import rg_lru_tensorflow
+
+    return rg_lru_tensorflow.rg_lru_triton(inputs)
 
 
 def _check_inputs(inputs):

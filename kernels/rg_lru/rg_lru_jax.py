@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from keras_griffin.kernels.dispatch import log_once
+from keras_griffin.kernels.dispatch_jax import alike
 from keras_griffin.kernels.dispatch_jax import choose
 from keras_griffin.kernels.dispatch_jax import over_sequence
 from keras_griffin.kernels.dispatch_jax import takes
@@ -43,7 +44,7 @@ def rg_lru_over_mesh(name, inputs):
     """`(y, final_state)`; divided over the mesh, if there is one."""
     name, mesh = choose(name, inputs)
     if mesh is None:
-        return get_rg_lru(name)(*inputs)
+        return get_rg_lru(name)(*alike(inputs))
     batch, time, _ = inputs.x.shape
     blocks = inputs.recurrence_gate_kernel.shape[0]
     is_complex = inputs.phase_param is not None
@@ -101,7 +102,7 @@ def _passes(name):
 
         return forward, backward
     if name == "triton_gpu":
-        return _triton_forward, _triton_backward
+        return _triton_forward, jax.jit(_triton_backward)
     return tuple(map(jax.jit, _around_loop(name)))
 
 

@@ -64,15 +64,6 @@ def test_kernels_need_jax(name):
         linear_scan(x, x)
 
 
-@pytest.mark.skipif(
-    keras.config.backend() != "tensorflow", reason="about TensorFlow"
-)
-def test_the_triton_kernels_are_not_for_tensorflow():
-    x = np.ones((1, 3, 4), "float32")
-    with pytest.raises(NotImplementedError, match="needs the PyTorch or"):
-        linear_scan(x, x, implementation="triton_gpu")
-
-
 def layer_and_loss(**arguments):
     """An RGLRU with two gate blocks, and a loss of its weights and input."""
     layer = RGLRU(128, num_gate_blocks=2, **arguments)
