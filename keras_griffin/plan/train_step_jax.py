@@ -104,7 +104,8 @@ def plan(
             for x in jax.tree.leaves((state, data))
         ),
     )
-    _compile(traced, result, thorough)
+    kernel_flops = costs_jax.count_flops(traced.jaxpr, in_kernels=True)
+    _compile(traced, result, kernel_flops / len(devices), thorough)
     result.seconds = time.perf_counter() - start
     return result
 
@@ -143,7 +144,7 @@ def _traced(step, state, data, distribution):
         keras.distribution.set_distribution(previous)
 
 
-def _compile(traced, result, thorough):
+def _compile(traced, result, kernel_flops, thorough):
     """Fills in what the compiler says."""
     try:
         with _least_effort(not thorough):
@@ -153,7 +154,12 @@ def _compile(traced, result, thorough):
         result.fits = False
     else:
         result.memory = compiled.memory_analysis().peak_memory_in_bytes
-        result.collectives = costs_jax.collectives(compiled)
+        text = costs_jax.program_text(compiled)
+        if text is not None:
+            result.collectives = costs_jax.count_collectives(text)
+            result.bound, result.products = costs_jax.step_bound(
+                text, kernel_flops, result.chip
+            )
 
 
 @contextlib.contextmanager
