@@ -3,6 +3,8 @@
 import collections
 import math
 import re
+import tempfile
+from pathlib import Path
 
 import jax
 
@@ -54,14 +56,18 @@ def _is_jaxpr(value):
     return hasattr(value, "eqns") or hasattr(value, "jaxpr")
 
 
-def program_text(compiled):
-    """The HLO of a program; `None` if it can't be printed."""
-    try:
-        return compiled.as_text()
-    except jax.errors.JaxRuntimeError:
-        # libtpu 0.0.52 can't print some programs that it has made
-        # ("async-update instruction should have 1 operands").
-        return None
+def compile_and_print(lowered):
+    """The compiled program, and its HLO.
+
+    `compiled.as_text()` would fail on programs with an `async-update` of more
+    than one operand (libtpu 0.0.52), so the compiler writes it to a file.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = lowered.compile(
+            {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        )
+        (file,) = Path(folder).glob("*.after_optimizations.txt")
+        return compiled, file.read_text(encoding="utf-8")
 
 
 def step_bound(text, kernel_flops, chip):

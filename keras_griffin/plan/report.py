@@ -11,8 +11,8 @@ GIB = 2**30
 class Plan:
     """What the compiler says of a step; sizes in bytes and for one chip.
 
-    `bound` and `products` are seconds (`costs_jax.step_bound`), `None` as the
-    collectives are where the compiler cannot print its program.
+    `bound` and `products` are seconds (`costs_jax.step_bound`). They and the
+    collectives are `None` if the step does not fit.
     """
 
     name: str
@@ -59,19 +59,13 @@ class Plan:
             f"Matrix products of a chip: {self.flops / 1e12:.2f} TFLOP a step, "
             f"{self.flops / 1e12 / chip['tflops']:.3f} s at least"
         )
-        if self.bound is not None:
-            lines.append(
+        if self.fits:
+            lines += [
                 "Operation by operation, products or memory: "
                 f"{self.bound:.3f} s at least; the products are "
-                f"{self.products / self.bound:.0%} of it (MFU at this bound)"
-            )
-        if self.fits and self.collectives is None:
-            lines.append(
-                "Time and collectives of a step: unknown, the compiler failed "
-                "to print its program"
-            )
-        elif self.fits:
-            lines.append("Collectives of a step:")
+                f"{self.products / self.bound:.0%} of it (MFU at this bound)",
+                "Collectives of a step:",
+            ]
             lines += [
                 f"  {kind}: {count}, {size / GIB:.3f} GiB"
                 for kind, (count, size) in sorted(self.collectives.items())

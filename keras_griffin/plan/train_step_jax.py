@@ -148,18 +148,16 @@ def _compile(traced, result, kernel_flops, thorough):
     """Fills in what the compiler says."""
     try:
         with _least_effort(not thorough):
-            compiled = traced.lower().compile()
+            compiled, text = costs_jax.compile_and_print(traced.lower())
     except jax.errors.JaxRuntimeError as error:
         result.memory = costs_jax.memory_needed(error, result.arguments)
         result.fits = False
     else:
         result.memory = compiled.memory_analysis().peak_memory_in_bytes
-        text = costs_jax.program_text(compiled)
-        if text is not None:
-            result.collectives = costs_jax.count_collectives(text)
-            result.bound, result.products = costs_jax.step_bound(
-                text, kernel_flops, result.chip
-            )
+        result.collectives = costs_jax.count_collectives(text)
+        result.bound, result.products = costs_jax.step_bound(
+            text, kernel_flops, result.chip
+        )
 
 
 @contextlib.contextmanager

@@ -215,23 +215,6 @@ def test_what_the_compiler_says_of_too_little_memory():
         memory_needed(RuntimeError("Mosaic failed to compile"), 0)
 
 
-def test_a_program_that_cannot_be_printed():
-    import jax
-
-    from keras_griffin.plan import costs_jax
-    from keras_griffin.plan.report import Plan
-
-    class Compiled:
-        def as_text(self):
-            raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure")
-
-    assert costs_jax.program_text(Compiled()) is None
-    plan = Plan(
-        "tiny", "v6e-8", 8, {"batch": 8}, 8, 64, "", 1, 1, 0, 0, True, 0
-    )
-    assert "Time and collectives of a step: unknown" in str(plan)
-
-
 STEP = """
 HloModule jit_step, is_scheduled=true
 
