@@ -3,9 +3,9 @@
     cd benchmarks/tpu_compiler
     python tpu_schedule.py attention_on_a_tpu.py:CASE
 
-CASE is one of `ours`, `splash` (forward) and `ours_grad`, `splash_grad`
-(forward and backward): the layer's own code, and JAX's splash attention with
-the same window. Results: results/attention_on_a_tpu.md.
+CASE is one of `plain`, `splash` (forward) and `plain_grad`, `splash_grad`
+(forward and backward): the layer's two ways, plain operations and JAX's splash
+attention. Results: results/attention_on_a_tpu.md.
 """
 
 import os
@@ -27,44 +27,16 @@ def arguments(spec):
     )
 
 
-def attend_ours(q, k, v, positions):
-    from keras_griffin.layers import LocalMQA
+def attend_plain(q, k, v, positions):
+    from keras_griffin.layers import windowed_attention
 
-    layer = LocalMQA(HEADS, HEAD_DIM, window_size=WINDOW, dtype="bfloat16")
-    return layer._attend(q, k, v, positions)
+    return windowed_attention.windowed_attention(q, k, v, positions, WINDOW)
 
 
 def attend_splash(q, k, v, positions):
-    from jax.experimental.pallas.ops.tpu.splash_attention import (
-        splash_attention_kernel as kernel,
-    )
-    from jax.experimental.pallas.ops.tpu.splash_attention import (
-        splash_attention_mask as masks,
-    )
+    from keras_griffin.layers import splash_attention_jax
 
-    mask = masks.LocalMask((TIME, TIME), (WINDOW, 0), 0)
-    block = 512
-    attend = kernel.make_splash_mqa_single_device(
-        masks.MultiHeadMask([mask] * HEADS),
-        block_sizes=kernel.BlockSizes(
-            block_q=block,
-            block_kv=block,
-            block_kv_compute=block,
-            block_q_dkv=block,
-            block_kv_dkv=block,
-            block_kv_dkv_compute=block,
-            block_q_dq=block,
-            block_kv_dq=block,
-        ),
-    )
-    # A document's number: how many have started up to here.
-    documents = jnp.cumsum(positions == 0, axis=1).astype(jnp.int32)
-
-    def row(q, k, v, documents):
-        ids = kernel.SegmentIds(q=documents, kv=documents)
-        return attend(q.swapaxes(0, 1), k, v, ids).swapaxes(0, 1)
-
-    return jax.vmap(row)(q, k, v, documents)
+    return splash_attention_jax.attend(q, k, v, positions, WINDOW)
 
 
 def with_gradient(attend):
@@ -75,17 +47,17 @@ def with_gradient(attend):
     return run
 
 
-def ours(spec):
-    return attend_ours, arguments(spec)
+def plain(spec):
+    return attend_plain, arguments(spec)
 
 
 def splash(spec):
     return attend_splash, arguments(spec)
 
 
-def ours_grad(spec):
+def plain_grad(spec):
     inputs = arguments(spec)
-    return with_gradient(attend_ours), (*inputs, inputs[0])
+    return with_gradient(attend_plain), (*inputs, inputs[0])
 
 
 def splash_grad(spec):

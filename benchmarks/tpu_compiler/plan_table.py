@@ -7,11 +7,11 @@
 Each row is compiled by `keras_griffin.plan.train_step_jax.plan` with the
 first 3 and then the first 6 blocks of the model, minutes of CPU and some GiB
 of memory each, and continued in a straight line to all of its blocks: every
-three of them add the same weights, gradients, moments and kept inputs. Where
-the compilation of 6
-blocks is missing, what a block adds is computed from these sizes. Results are
-kept in results/plan.json; only what is missing there is compiled. No TPU is
-used. `--table` compiles nothing.
+three of them add the same weights, gradients, moments, kept inputs and
+operations. Where the compilation of 6 blocks is missing, what a block adds to
+the memory is computed from these sizes. Results are kept in results/plan.json;
+only what is missing there is compiled, rows without the time of a step (of
+earlier versions) too. No TPU is used. `--table` compiles nothing.
 """
 
 import argparse
@@ -85,6 +85,30 @@ ROWS = [
     ("Griffin 50B", "griffin_50b", "v5p-128", {**FULL, "batch_size": 64}),
 ]
 
+HEAD = """\
+# What a step of training needs on TPU slices
+
+Made by `benchmarks/tpu_compiler/plan_table.py`, which says how: compiled for
+the slice by libtpu with 3 blocks (and 6, where "line from" says so), and
+continued to all blocks of the model. Where "line from" says what this line
+gave, all blocks were compiled. AdamW, remat of each block, weights divided over
+all chips, logits in pieces. No TPU was used. The memory of a chip is the
+compiler's own number. The line is too low by what "line from" says: add a tenth
+to the others. Weights, gradients and moments alone are 16 bytes a parameter,
+over all chips (v5p-16 has 8 chips, v5p-64 has 32).
+
+A step takes at least the sum over its operations of the longer of two times:
+matrix products at the chip's peak, bytes at its bandwidth. What chips send each
+other is not in it. The products' share of that time is the MFU that it allows;
+what remat computes anew counts among them. All was compiled with least effort,
+as `keras-griffin plan` does; `fit` needs a little less memory and time.
+
+| model | parameters | slice, chips | rows x tokens | policy | GiB of a chip, \
+3 blocks | each further block | all blocks | of | fits | line from | \
+a step [s] | products' share |
+|---|---|---|---|---|---|---|---|---|---|---|---|---|
+"""
+
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
@@ -101,7 +125,9 @@ def main():
     for depth in ("all",) if arguments.full else DEPTHS:
         for name, preset, slice_name, options in ROWS:
             key = f"{name}, {slice_name}, {depth} blocks"
-            if arguments.table or key in results or arguments.only not in key:
+            known = results.get(key, {"fits": True, "bound": None})
+            known = known.get("bound") or not known["fits"]
+            if arguments.table or known or arguments.only not in key:
                 continue
             results[key] = compile_row(preset, slice_name, options, depth)
             file.write_text(json.dumps(results, indent=1) + "\n")
@@ -123,25 +149,7 @@ def compile_row(preset, slice_name, options, depth):
 def table(results):
     from keras_griffin.plan.slices import CHIPS
 
-    lines = [
-        "# What a step of training needs on TPU slices",
-        "",
-        "Made by `benchmarks/tpu_compiler/plan_table.py`, which says how:",
-        "compiled for the",
-        "slice by libtpu with 3 blocks (and 6, where the last column says so),",
-        "and continued to all blocks of the model. Where the last column says",
-        "what this line gave, all blocks were compiled. AdamW, remat of each",
-        "block, weights divided over all chips, logits in pieces. No TPU was",
-        "used. The memory of a chip is the compiler's own number. The line is",
-        "too low by what the last column says: add a tenth to the others.",
-        "Weights, gradients and moments alone are 16 bytes a parameter, over",
-        "all chips (v5p-16 has 8 chips, v5p-64 has 32).",
-        "",
-        "| model | parameters | slice, chips | rows x tokens | policy | GiB of "
-        "a chip, 3 blocks | each further block | all blocks | of | fits | "
-        "line from |",
-        "|" + "---|" * 11,
-    ]
+    lines = HEAD.splitlines()
     for name, preset, slice_name, options in ROWS:
         first = results.get(f"{name}, {slice_name}, 3 blocks")
         if first is None:
@@ -150,7 +158,7 @@ def table(results):
                 f"| {name} | {parameters / 1e9:.2f}B | {slice_name} | "
                 f"{options['batch_size']} x {options['length']} | "
                 "mixed_bfloat16 | not compiled yet | | | "
-                f"{CHIPS[slice_name.partition('-')[0]]['memory']} | | |"
+                f"{CHIPS[slice_name.partition('-')[0]]['memory']} | | | | |"
             )
             continue
         second = results.get(f"{name}, {slice_name}, 6 blocks")
@@ -176,9 +184,29 @@ def table(results):
             f"{first['num_chips']} | {first['batch_size']} x "
             f"{first['length']} | {policy} | {first['memory'] / GIB:.2f} | "
             f"{slope / GIB:.3f} | **{total / GIB:.1f}** | {available} | "
-            f"{'yes' if total < available * GIB else 'no'} | {source} |"
+            f"{'yes' if total < available * GIB else 'no'} | {source} | "
+            f"{step_of(first, second, full, layers)} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def step_of(first, second, full, layers):
+    """Two cells: the time of a step, and the products' share of it."""
+    times = [
+        (plan["bound"], plan["products"])
+        for plan in (full, first, second)
+        if plan and plan.get("bound")
+    ]
+    if full and full.get("bound"):
+        bound, products = times[0]
+    elif len(times) == 2:
+        bound, products = (
+            three + (layers - 3) * (six - three) / 3
+            for three, six in zip(*times, strict=True)
+        )
+    else:
+        return "not compiled yet |"
+    return f"{bound:.2f} | {products / bound:.0%}"
 
 
 def full_size(preset):

@@ -31,8 +31,12 @@ import re
 import shutil
 import sys
 import tempfile
+from pathlib import Path
 
-from hlo_operations import operations
+# So that it runs from a checkout.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from keras_griffin.plan.hlo_operations import operations  # noqa: E402
 
 TOPOLOGY = {
     "v4": "v4:2x2x1",

@@ -3,8 +3,12 @@
 import collections
 import math
 import re
+import tempfile
+from pathlib import Path
 
 import jax
+
+from keras_griffin.plan import hlo_operations
 
 COLLECTIVES = (
     "all-gather",
@@ -13,31 +17,20 @@ COLLECTIVES = (
     "all-to-all",
     "collective-permute",
 )
-ITEM_BYTES = {
-    "pred": 1,
-    "s8": 1,
-    "u8": 1,
-    "bf16": 2,
-    "f16": 2,
-    "s16": 2,
-    "u16": 2,
-    "f32": 4,
-    "s32": 4,
-    "u32": 4,
-    "s64": 8,
-    "u64": 8,
-}
 
 
-def count_flops(jaxpr):
+def count_flops(jaxpr, in_kernels=False):
     """FLOPs of the matrix products of a traced function, on all devices.
 
     A loop counts as often as it runs, if that is known while tracing.
+
+    Args:
+        in_kernels: bool. Whether to count those in Pallas kernels alone.
     """
     total = 0
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         params = equation.params
-        if equation.primitive.name == "dot_general":
+        if equation.primitive.name == "dot_general" and not in_kernels:
             (contracted, _), _ = params["dimension_numbers"]
             shape = equation.invars[0].aval.shape
             total += (
@@ -46,14 +39,16 @@ def count_flops(jaxpr):
                 * math.prod(shape[axis] for axis in contracted)
             )
         if equation.primitive.name == "cond":  # one branch runs
-            total += max(map(count_flops, params["branches"]))
+            total += max(count_flops(b, in_kernels) for b in params["branches"])
             continue
-        times = params.get("length", 1)
+        times, alone = params.get("length", 1), in_kernels
         if "grid_mapping" in params:  # a Pallas kernel
-            times = math.prod(params["grid_mapping"].grid)
+            times, alone = math.prod(params["grid_mapping"].grid), False
+        elif equation.primitive.name == "shard_map":  # what one device does
+            times = params["mesh"].size
         for inner in jax.tree.leaves(list(params.values()), is_leaf=_is_jaxpr):
             if _is_jaxpr(inner):
-                total += times * count_flops(inner)
+                total += times * count_flops(inner, alone)
     return total
 
 
@@ -61,14 +56,49 @@ def _is_jaxpr(value):
     return hasattr(value, "eqns") or hasattr(value, "jaxpr")
 
 
-def collectives(compiled):
-    """`count_collectives` of a program; `None` if it can't be printed."""
-    try:
-        return count_collectives(compiled.as_text())
-    except jax.errors.JaxRuntimeError:
-        # libtpu 0.0.52 can't print some programs that it has made
-        # ("async-update instruction should have 1 operands").
-        return None
+def compile_and_print(lowered):
+    """The compiled program, and its HLO.
+
+    `compiled.as_text()` would fail on programs with an `async-update` of more
+    than one operand (libtpu 0.0.52), so the compiler writes it to a file.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = lowered.compile(
+            {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        )
+        (file,) = Path(folder).glob("*.after_optimizations.txt")
+        return compiled, file.read_text(encoding="utf-8")
+
+
+def step_bound(text, kernel_flops, chip):
+    """How long a chip computes at least, by the data sheet.
+
+    Of each operation the longer of two times: its matrix products at the peak
+    rate, and its bytes at the bandwidth of the memory. What chips send each
+    other is not in it.
+
+    Args:
+        text: str. The program's HLO.
+        kernel_flops: float. Products of its Pallas kernels, on one chip: the
+            HLO does not say. All kernels count as one operation.
+        chip: dict. An entry of `slices.CHIPS`.
+
+    Returns:
+        `(bound, products)`: seconds, and those of the products alone.
+    """
+    rate, bandwidth = 1e12 * chip["tflops"], 1e9 * chip["bandwidth"]
+    bound = 0
+    products, kernel_bytes = kernel_flops / rate, 0
+    for operation in hlo_operations.operations(text):
+        flops = operation.times * operation.flops
+        moved = operation.times * operation.bytes
+        products += flops / rate
+        if operation.opcode == "custom-call":
+            kernel_bytes += moved
+        else:
+            bound += max(flops / rate, moved / bandwidth)
+    bound += max(kernel_flops / rate, kernel_bytes / bandwidth)
+    return bound, products
 
 
 def count_collectives(text):
@@ -81,35 +111,33 @@ def count_collectives(text):
         dict from kind to `[count, bytes]`: how often it runs, and the sizes
         of its results on one chip (of a reduce-scatter: of its inputs).
     """
-    bodies, entry = _computations(text)
+    computations, entry = hlo_operations.parse(text)
     times = collections.Counter({entry: 1})
     # One collective that runs beside other work stands in many fusions.
     unique = {}
     # A computation stands before those that call it.
-    for name in reversed(bodies):
-        for line in bodies[name]:
-            known = re.search(r'"known_trip_count":{"n":"(\d+)"}', line)
-            repeat = int(known[1]) if known and " while(" in line else 1
+    for name in reversed(computations):
+        for line in computations[name]:
+            repeat = 1
+            if line.opcode == "while":
+                repeat = hlo_operations.trip_count(computations, line)
             for called in re.findall(
-                r"(?:body|calls|to_apply)=%?([\w.-]+)", line
+                r"(?:body|calls|to_apply)=%?([\w.-]+)", line.text
             ):
                 times[called] += repeat * times[name]
-            kind = re.search(
-                rf" = (.*) ({'|'.join(COLLECTIVES)})(-start)?\(", line
-            )
-            if kind is None:
+            label = line.opcode.removesuffix("-start")
+            if label not in COLLECTIVES:
                 continue
             sizes = [
-                ITEM_BYTES[item] * math.prod(map(int, shape.split(",")))
-                for item, shape in re.findall(r"(\w+)\[([\d,]+)\]", kind[1])
+                hlo_operations.ITEM[item] * math.prod(map(int, dims.split(",")))
+                for item, dims in re.findall(r"(\w+)\[([\d,]+)\]", line.kind)
             ]
-            if kind[3] and kind[2] in ("all-gather", "collective-permute"):
+            if line.opcode in ("all-gather-start", "collective-permute-start"):
                 sizes = sizes[len(sizes) // 2 :]  # operands come first
-            label = kind[2]
             if name.startswith("all-reduce-scatter"):
                 label = "reduce-scatter"
-            channel = re.search(r"channel_id=(\d+)", line)
-            unique[channel[1] if channel else line] = (
+            channel = re.search(r"channel_id=(\d+)", line.text)
+            unique[channel[1] if channel else (name, line.name)] = (
                 label,
                 times[name],
                 times[name] * sum(sizes),
@@ -120,20 +148,6 @@ def count_collectives(text):
         total[0] += count
         total[1] += size
     return found
-
-
-def _computations(text):
-    """Lines of each computation of an HLO module, and the first one's name."""
-    bodies, entry, name = {}, None, None
-    for line in text.splitlines():
-        head = re.match(r"(ENTRY )?%?([\w.-]+) \(.*\{$", line)
-        if head:
-            name = head[2]
-            bodies[name] = []
-            entry = name if head[1] else entry
-        elif name:
-            bodies[name].append(line)
-    return bodies, entry
 
 
 def memory_needed(error, arguments):

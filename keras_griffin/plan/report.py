@@ -9,7 +9,11 @@ GIB = 2**30
 
 @dataclasses.dataclass
 class Plan:
-    """What the compiler says of a step; sizes in bytes and for one chip."""
+    """What the compiler says of a step; sizes in bytes and for one chip.
+
+    `bound` and `products` are seconds (`costs_jax.step_bound`). They and the
+    collectives are `None` if the step does not fit.
+    """
 
     name: str
     slice_name: str
@@ -25,15 +29,17 @@ class Plan:
     fits: bool
     arguments: float
     collectives: dict | None = None
+    bound: float | None = None
+    products: float | None = None
     seconds: float = 0
 
     @property
-    def available(self):
-        return slices.CHIPS[slices.generation(self.slice_name)]["memory"] * GIB
+    def chip(self):
+        return slices.CHIPS[slices.generation(self.slice_name)]
 
     def __str__(self):
         mesh = ", ".join(f"{axis}={n}" for axis, n in self.mesh.items())
-        chip = slices.CHIPS[slices.generation(self.slice_name)]
+        chip = self.chip
         lines = [
             f"{self.name}: {self.parameters:,} parameters, "
             f"{self.trainable:,} trained",
@@ -53,13 +59,13 @@ class Plan:
             f"Matrix products of a chip: {self.flops / 1e12:.2f} TFLOP a step, "
             f"{self.flops / 1e12 / chip['tflops']:.3f} s at least"
         )
-        if self.fits and self.collectives is None:
-            lines.append(
-                "Collectives of a step: unknown, the compiler failed to print "
-                "its program"
-            )
-        elif self.fits:
-            lines.append("Collectives of a step:")
+        if self.fits:
+            lines += [
+                "Operation by operation, products or memory: "
+                f"{self.bound:.3f} s at least; the products are "
+                f"{self.products / self.bound:.0%} of it (MFU at this bound)",
+                "Collectives of a step:",
+            ]
             lines += [
                 f"  {kind}: {count}, {size / GIB:.3f} GiB"
                 for kind, (count, size) in sorted(self.collectives.items())

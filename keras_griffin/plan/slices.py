@@ -4,15 +4,15 @@ import os
 
 import numpy as np
 
-# Usable HBM of a chip [GiB], its peak rate in bfloat16 [TFLOP/s], and the
-# cores that the name of a slice counts for it. Source of the first: what
-# libtpu 0.0.52 says of a program that is larger, "exceeds available HBM
-# (95.73G)"; tests/plan/test_train_step.py asks it. Of the others:
+# Usable HBM of a chip [GiB], its bandwidth [GB/s], the peak rate in bfloat16
+# [TFLOP/s], and the cores that the name of a slice counts for it. Source of the
+# first: what libtpu 0.0.52 says of a program that is larger, "exceeds available
+# HBM (95.73G)"; tests/plan/test_train_step.py asks it. Of the others:
 # cloud.google.com/tpu/docs/{v5e,v5p,v6e}.
 CHIPS = {
-    "v5e": {"memory": 15.75, "tflops": 197, "cores": 1},
-    "v5p": {"memory": 95.73, "tflops": 459, "cores": 2},
-    "v6e": {"memory": 31.24, "tflops": 918, "cores": 1},
+    "v5e": {"memory": 15.75, "bandwidth": 819, "tflops": 197, "cores": 1},
+    "v5p": {"memory": 95.73, "bandwidth": 2765, "tflops": 459, "cores": 2},
+    "v6e": {"memory": 31.24, "bandwidth": 1640, "tflops": 918, "cores": 1},
 }
 # Slices that can be rented, by their number of chips; v5p is a 3-D torus.
 SHAPES = {

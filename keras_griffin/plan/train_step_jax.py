@@ -104,7 +104,8 @@ def plan(
             for x in jax.tree.leaves((state, data))
         ),
     )
-    _compile(traced, result, thorough)
+    kernel_flops = costs_jax.count_flops(traced.jaxpr, in_kernels=True)
+    _compile(traced, result, kernel_flops / len(devices), thorough)
     result.seconds = time.perf_counter() - start
     return result
 
@@ -143,17 +144,20 @@ def _traced(step, state, data, distribution):
         keras.distribution.set_distribution(previous)
 
 
-def _compile(traced, result, thorough):
+def _compile(traced, result, kernel_flops, thorough):
     """Fills in what the compiler says."""
     try:
         with _least_effort(not thorough):
-            compiled = traced.lower().compile()
+            compiled, text = costs_jax.compile_and_print(traced.lower())
     except jax.errors.JaxRuntimeError as error:
         result.memory = costs_jax.memory_needed(error, result.arguments)
         result.fits = False
     else:
         result.memory = compiled.memory_analysis().peak_memory_in_bytes
-        result.collectives = costs_jax.collectives(compiled)
+        result.collectives = costs_jax.count_collectives(text)
+        result.bound, result.products = costs_jax.step_bound(
+            text, kernel_flops, result.chip
+        )
 
 
 @contextlib.contextmanager

@@ -1,16 +1,14 @@
 """What the TPU report counts: bytes, products and runs of each operation."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
+
+from keras_griffin.plan import hlo_operations
 
 pytestmark = pytest.mark.backend_independent
 
-ROOT = Path(__file__).resolve().parents[2]
-
 # A line end and a brace inside of an attribute, as splash attention has them; a
-# product of three matrices each, in six passes; a loop of seven runs.
+# product of three matrices each, in six passes; a loop of seven runs, and one
+# that compares its counter with five; memory that nothing is written to.
 PROGRAM = """HloModule m
 
 %fused (p0: bf16[8,4], p1: bf16[4,16]) -> bf16[8,16] {
@@ -26,6 +24,17 @@ PROGRAM = """HloModule m
 b"}
 }
 
+%counted (i: s32[]) -> s32[] {
+  %i = s32[] parameter(0)
+  ROOT %one_more = s32[] add(%i, %i)
+}
+
+%until (j: s32[]) -> pred[] {
+  %five = s32[]{:T(128)} constant(5)
+  %j = s32[] parameter(0)
+  ROOT %lt = pred[] compare(%j, %five), direction=LT
+}
+
 ENTRY %main (a: bf16[8,4], b: bf16[4,16], q: f32[3,8,4], r: f32[3,4,5]) -> x {
   %a = bf16[8,4]{1,0:T(8,128)} parameter(0)
   %b = bf16[4,16]{1,0:T(8,128)} parameter(1)
@@ -36,6 +45,9 @@ pad=0_0 lhs_dilate=3}, dim_labels=0bf_0io->0bf, \
 operand_precision={highest,highest}
   %w = bf16[8,4]{1,0} while(%a), condition=%cond, body=%body, \
 backend_config={"known_trip_count":{"n":"7"}}
+  %zero = s32[] constant(0)
+  %v = s32[] while(%zero), condition=%until, body=%counted
+  %room = f32[9,9]{1,0} custom-call(), custom_call_target="AllocateBuffer"
   %f = bf16[8,16]{1,0:T(8,128)} fusion(%a, %b), kind=kOutput, calls=%fused
   ROOT %g = bf16[8,16]{1,0:T(8,128)} fusion(%a, %b), kind=kOutput, calls=%fused
 }
@@ -44,11 +56,7 @@ backend_config={"known_trip_count":{"n":"7"}}
 
 @pytest.fixture(scope="module")
 def found():
-    path = ROOT / "benchmarks/tpu_compiler/hlo_operations.py"
-    spec = importlib.util.spec_from_file_location("hlo_operations", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return {o.name: o for o in module.operations(PROGRAM)}
+    return {o.name: o for o in hlo_operations.operations(PROGRAM)}
 
 
 def test_products(found):
@@ -65,7 +73,7 @@ def test_bytes_have_whole_tiles(found):
 
 def test_loops_run_as_often_as_they_say(found):
     times = {name: operation.times for name, operation in found.items()}
-    assert times == {"three": 1, "n": 7, "f": 1, "g": 1}
+    assert times == {"three": 1, "n": 7, "one_more": 5, "f": 1, "g": 1}
 
 
 def test_equal_operations_are_twins(found):

@@ -68,6 +68,9 @@ def test_the_report_of_a_tiny_model(tmp_path):
         too_large,
     )
     assert "Collectives" not in too_large
+    share = r"products or memory: 0\.\d+ s at least; the products are (\d+)% "
+    assert 0 < int(re.search(share, fits)[1]) <= 100
+    assert "products or memory" not in too_large
 
 
 CAPACITIES = """
@@ -212,18 +215,78 @@ def test_what_the_compiler_says_of_too_little_memory():
         memory_needed(RuntimeError("Mosaic failed to compile"), 0)
 
 
-def test_a_program_that_cannot_be_printed():
-    import jax
+STEP = """
+HloModule jit_step, is_scheduled=true
 
-    from keras_griffin.plan import costs_jax
+%body (x: bf16[16,128]) -> bf16[16,128] {
+  %x = bf16[16,128]{1,0} parameter(0)
+  ROOT %n = bf16[16,128]{1,0} negate(%x)
+}
+
+ENTRY %main (a: bf16[16,128], b: bf16[128,128]) -> bf16[16,128] {
+  %a = bf16[16,128]{1,0} parameter(0)
+  %b = bf16[128,128]{1,0} parameter(1)
+  %y = bf16[16,128]{1,0} convolution(%a, %b), dim_labels=bf_io->bf
+  %w = bf16[16,128]{1,0} while(%y), body=%body, condition=%until, \
+backend_config={"known_trip_count":{"n":"3"}}
+  %k = bf16[16,128]{1,0} custom-call(%w), custom_call_target="tpu_custom_call"
+  ROOT %l = bf16[16,128]{1,0} custom-call(%k), \
+custom_call_target="tpu_custom_call"
+}
+"""
+
+
+def test_the_bound_of_a_step():
+    from keras_griffin.plan.costs_jax import step_bound
     from keras_griffin.plan.report import Plan
 
-    class Compiled:
-        def as_text(self):
-            raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure")
-
-    assert costs_jax.collectives(Compiled()) is None
+    flops, array, weight = 2 * 16 * 128 * 128, 2 * 16 * 128, 2 * 128 * 128
+    loop, kernels = 3 * 2 * array, 2 * 2 * array
+    slow = {"tflops": flops / 1e12, "bandwidth": 1e6}  # waits for products
+    bound, products = step_bound(STEP, 5 * flops, slow)
+    assert products == pytest.approx(1 + 5)
+    assert bound == pytest.approx(1 + loop / 1e15 + 5)
+    fast = {"tflops": 1e6, "bandwidth": 1e-9}  # waits for memory
+    bound, products = step_bound(STEP, 5 * flops, fast)
+    assert bound == 2 * array + weight + loop + kernels
+    assert products == pytest.approx(6 * flops / 1e18)
     plan = Plan(
-        "tiny", "v6e-8", 8, {"batch": 8}, 8, 64, "", 1, 1, 0, 0, True, 0
+        *("tiny", "v6e-8", 8, {"batch": 8}, 8, 64, "", 1, 1, 0, 0, True, 0),
+        collectives={},
+        bound=0.5,
+        products=0.2,
     )
-    assert "Collectives of a step: unknown" in str(plan)
+    assert "0.500 s at least; the products are 40% of it" in str(plan)
+
+
+def test_flops_of_kernels_and_of_all_devices():
+    import jax
+    import jax.numpy as jnp
+    from jax.experimental import pallas as pl
+    from jax.sharding import AbstractMesh
+    from jax.sharding import PartitionSpec
+
+    from keras_griffin.plan.costs_jax import count_flops
+
+    def kernel(x, y):
+        y[...] = jnp.dot(x[...], x[...])
+
+    def run(x):
+        shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
+        return pl.pallas_call(kernel, shape, grid=(7,), interpret=True)(x @ x)
+
+    x = jnp.ones((4, 4))
+    product = 2 * 4**3
+    program = jax.jit(run).trace(x).jaxpr
+    assert count_flops(program) == 8 * product
+    assert count_flops(program, in_kernels=True) == 7 * product
+
+    split = jax.shard_map(
+        run,
+        mesh=AbstractMesh((2,), ("batch",)),
+        in_specs=PartitionSpec("batch"),
+        out_specs=PartitionSpec("batch"),
+        check_vma=False,
+    )
+    program = jax.jit(split).trace(jnp.ones((8, 4))).jaxpr
+    assert count_flops(program) == 2 * 8 * product

@@ -21,6 +21,7 @@ ITEM = {
     "s16": 2,
     "u16": 2,
     "s64": 8,
+    "u64": 8,
     "f64": 8,
 }
 SHAPE = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
@@ -84,13 +85,9 @@ def _walk(computations, name, times):
     body = {i.name: i for i in computations[name]}
     for instruction in computations[name]:
         if instruction.opcode == "while":
-            trips = re.search(
-                r'"known_trip_count":\{"n":"(\d+)"\}', instruction.text
-            )
             called = re.search(r"body=%?([\w.\-]+)", instruction.text)[1]
-            yield from _walk(
-                computations, called, times * int(trips[1] if trips else 1)
-            )
+            trips = trip_count(computations, instruction)
+            yield from _walk(computations, called, times * trips)
         if instruction.opcode == "conditional":
             yield from _walk(
                 computations, _longest(computations, instruction), times
@@ -99,6 +96,8 @@ def _walk(computations, name, times):
         if instruction.opcode in WITHOUT_WORK:
             continue
         if instruction.opcode.endswith(("-done", "-update")):
+            continue
+        if '"AllocateBuffer"' in instruction.text:  # writes nothing
             continue
         source = re.search(r'op_name="([^"]*)"', instruction.text)
         yield Operation(
@@ -111,6 +110,25 @@ def _walk(computations, name, times):
             _twin(computations, body, instruction),
             times,
         )
+
+
+def trip_count(computations, loop):
+    """How often a `while` runs; 1 if the program does not say.
+
+    Where the compiler has not noted it, it is what the condition compares the
+    counter with: JAX's loops count from 0.
+    """
+    known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.text)
+    if known:
+        return int(known[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", loop.text)
+    body = {i.name: i for i in computations.get(condition[1], [])}
+    for test in body.values():
+        if test.opcode == "compare" and "direction=LT" in test.text:
+            limit = body[test.operands[1]]
+            if limit.opcode == "constant":
+                return int(limit.operands[0])
+    return 1
 
 
 def _longest(computations, conditional):
@@ -162,7 +180,7 @@ def _instruction(line):
     rest = rest[opcode.end() :]
     end = _closing(rest)
     operands = re.findall(r"%([\w.\-]+)", rest[:end])
-    if opcode[1] == "parameter":
+    if opcode[1] in ("parameter", "constant"):
         operands = [rest[:end]]
     return _Instruction(name, kind, opcode[1], operands, rest[end + 1 :])
 
