@@ -102,7 +102,7 @@ class ReversibleEmbedding(TorchModule, keras.layers.ReversibleEmbedding):
         return linear_torch.Int8Linear.apply(
             ops.cast(hidden, self.compute_dtype),
             ops.transpose(self.embeddings),
-            self.embeddings_scale,
+            ops.convert_to_tensor(self.embeddings_scale),
             self.inputs_quantizer,
         )
 
