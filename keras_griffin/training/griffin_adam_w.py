@@ -74,6 +74,8 @@ class GriffinAdamW(_AdamW):
         `benchmarks/quality/train_shakespeare_preset.py`, apart from the peak.
     """
 
+    global_clipnorm: Any  # Keras' own
+
     def __init__(
         self,
         learning_rate: Any = 1e-3,
