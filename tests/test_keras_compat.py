@@ -20,6 +20,7 @@ PLACES = {
     "keras_griffin/keras_compat.py",
     "keras_griffin/generation/recorded_torch.py",
     "keras_griffin/layers/linear_torch.py",
+    "keras_griffin/training/clipping_torch.py",
     "kernels/pallas_compat.py",
 }
 OTHERS = ("jax", "keras", "keras_hub", "tensorflow", "torch")

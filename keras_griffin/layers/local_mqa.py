@@ -197,13 +197,16 @@ class LocalMQA(TemporalLayer):
 
     def _rotate(self, x, cos, sin):
         half = self._rotated_dim // 2
-        first, second = x[..., :half], x[..., half : 2 * half]
+        if keras.config.backend() == "torch":
+            # Its gradient of a slice is a whole array, mostly of zeros, and
+            # `ops.split` (Keras 3.15) asks the device where to split.
+            sizes = (half, half, x.shape[-1] - 2 * half)
+            first, second, rest = x.split(sizes, -1)
+        else:
+            first, second = x[..., :half], x[..., half : 2 * half]
+            rest = x[..., 2 * half :]
         return ops.concatenate(
-            [
-                first * cos - second * sin,
-                second * cos + first * sin,
-                x[..., 2 * half :],
-            ],
+            [first * cos - second * sin, second * cos + first * sin, rest],
             axis=-1,
         )
 

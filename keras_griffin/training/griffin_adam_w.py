@@ -74,6 +74,8 @@ class GriffinAdamW(_AdamW):
         `benchmarks/quality/train_shakespeare_preset.py`, apart from the peak.
     """
 
+    global_clipnorm: Any  # Keras' own
+
     def __init__(
         self,
         learning_rate: Any = 1e-3,
@@ -110,6 +112,30 @@ class GriffinAdamW(_AdamW):
                 var_list=[v for v in variables if not is_decayed(v)]
             )
         super().build(variables)
+
+    def apply(self, grads: Any, trainable_variables: Any = None) -> None:
+        if not _clips_at_once(self):
+            super().apply(grads, trainable_variables)
+            return
+        from keras_griffin.training.clipping_torch import clip_by_global_norm
+
+        limit, self.global_clipnorm = self.global_clipnorm, None
+        try:
+            clipped = clip_by_global_norm(grads, limit)
+            super().apply(clipped, trainable_variables)
+        finally:
+            self.global_clipnorm = limit
+
+
+def _clips_at_once(optimizer):
+    """Whether PyTorch may clip gradients before Keras sees them."""
+    return (
+        keras.config.backend() == "torch"
+        and bool(optimizer.global_clipnorm)
+        # Clipped is what the batches of an update add up to.
+        and not optimizer.gradient_accumulation_steps
+        and optimizer.loss_scale_factor is None
+    )
 
 
 @keras.saving.register_keras_serializable(package="keras_griffin")

@@ -12,6 +12,7 @@ import pytest
 from keras_griffin.kernels.linear_scan import linear_scan
 from keras_griffin.kernels.linear_scan import triton_plan
 from keras_griffin.kernels.rg_lru import rg_lru
+from keras_griffin.layers import RGLRU
 from support.cases import RG_LRU_CASES
 from support.cases import SCAN_CASES
 from support.cases import RGLRUCase
@@ -147,6 +148,78 @@ def test_second_derivatives_are_those_of_plain_operations():
     np.testing.assert_allclose(
         second("triton_gpu"), expected, rtol=1e-3, atol=1e-5
     )
+
+
+def tiny_layer():
+    """An RGLRU by the kernels, its weights, and what it is called with."""
+    layer = RGLRU(8, num_gate_blocks=2, implementation="triton_gpu")
+    x = np.random.default_rng(0).normal(size=(2, 5, 8)).astype("float32")
+    return layer, keras.ops.convert_to_tensor(x)
+
+
+def gradients(layer, y):
+    layer.zero_grad()
+    (y * y).sum().backward()
+    return [weight.value.grad.clone() for weight in layer.trainable_weights]
+
+
+def same(found, expected):
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
+
+
+def counted(monkeypatch):
+    """A list that gets the name of each kernel that runs."""
+    from keras_griffin.kernels.rg_lru import rg_lru_torch
+
+    names, run = [], rg_lru_torch.run
+
+    def spy(kernel, *arguments):
+        names.append(kernel.__name__)
+        return run(kernel, *arguments)
+
+    monkeypatch.setattr(rg_lru_torch, "run", spy)
+    return names
+
+
+def test_exported():
+    """The program holds the operation, and gives its values."""
+    import torch
+
+    layer, x = tiny_layer()
+    program = torch.export.export(layer, (x,))
+    assert str(program.graph).count("keras_griffin.rg_lru.default") == 1
+    with torch.no_grad():
+        same([program.module()(x)], [layer(x)])
+
+
+def test_activation_checkpointing(monkeypatch):
+    """The forward kernel runs again, and the gradients are the same."""
+    from torch.utils.checkpoint import checkpoint
+
+    layer, x = tiny_layer()
+    expected = gradients(layer, layer(x))
+    kernels = counted(monkeypatch)
+    found = gradients(layer, checkpoint(layer, x, use_reentrant=False))
+    same(found, expected)
+    assert kernels == ["forward_kernel"] * 2 + ["backward_kernel"]
+
+
+def test_data_parallel():
+    """Through the hooks of `DistributedDataParallel`, in a group of one."""
+    import torch
+    from torch.nn.parallel import DistributedDataParallel
+
+    layer, x = tiny_layer()
+    expected = gradients(layer, layer(x))
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    try:
+        module = DistributedDataParallel(layer)
+        same(gradients(layer, module(x)), expected)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def linear(x, **options):

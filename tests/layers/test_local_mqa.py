@@ -268,3 +268,23 @@ def test_state_of_global_attention_needs_a_length():
     with pytest.raises(ValueError, match="needs to know how many"):
         layer(np.zeros((1, 2, WIDTH), "float32"), return_state=True)
     assert MAX_LENGTH > LONG
+
+
+def test_pytorch_fills_no_array_for_the_gradient_of_a_slice():
+    if keras.config.backend() != "torch":
+        pytest.skip("about PyTorch")
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    names = []
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            names.append(operation.name())
+            return operation(*args, **(kwargs or {}))
+
+    layer = LocalMQA(2, 8)
+    y = layer(keras.ops.ones((1, 5, 16)))
+    with Record():
+        y.sum().backward()
+    assert "aten::mm" in names
+    assert "aten::slice_backward" not in names

@@ -164,6 +164,47 @@ def test_gradient_accumulation_and_clipping():
         np.testing.assert_allclose(result, expected, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="about PyTorch")
+@pytest.mark.parametrize("largest", [1e-3, 5.0, np.inf, np.nan])
+def test_pytorch_clips_as_keras_in_few_operations(largest):
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Count(TorchDispatchMode):
+        operations = 0
+
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            self.operations += 1
+            return operation(*args, **(kwargs or {}))
+
+    rng = np.random.default_rng(0)
+    gradients = [rng.normal(size=(3, 4)).astype("float32") for _ in range(30)]
+    gradients[0][0, 0] = largest
+    results, counts = [], []
+    for cls in (GriffinAdamW, keras.optimizers.AdamW):
+        variables = [
+            keras.Variable(np.ones((3, 4), "float32")) for _ in gradients
+        ]
+        # Large, so that the update depends on the gradient's length.
+        optimizer = cls(
+            0.01,
+            weight_decay=0.1,
+            beta_2=0.99,
+            global_clipnorm=1.0,
+            epsilon=1.0,
+        )
+        optimizer.build([*variables, keras.Variable(np.ones(2, "float32"))])
+        tensors = [*map(keras.ops.convert_to_tensor, gradients), None]
+        before = [np.array(g) for g in gradients]
+        with Count() as count, pytest.warns(UserWarning, match="Gradients do"):
+            optimizer.apply(tensors)
+        assert optimizer.global_clipnorm == 1.0
+        np.testing.assert_array_equal(gradients, before)
+        results.append([to_numpy(v.value) for v in variables])
+        counts.append(count.operations)
+    np.testing.assert_allclose(*results, rtol=1e-6)
+    assert counts[0] <= counts[1] - 3 * len(gradients)
+
+
 @pytest.mark.backend_independent
 def test_accumulated_updates_follow_the_schedule_of_the_large_batch():
     rng = np.random.default_rng(0)

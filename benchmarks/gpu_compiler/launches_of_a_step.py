@@ -1,0 +1,259 @@
+"""Operations and bytes of a training step on PyTorch; no GPU is needed.
+
+    python benchmarks/gpu_compiler/launches_of_a_step.py
+
+The step of `benchmarks/speed/on_a_gpu.py`, on tensors without memory (PyTorch's
+device "meta"), once with plain operations and once with the Triton kernels.
+Counts what PyTorch would launch: each operation that is no view, and for the
+kernels what is around them. Bytes are those of all arguments and results: what
+would pass if no cache held anything. Writes `benchmarks/results/`.
+
+A launch of a `_foreach` operation is counted as one; a GPU needs some.
+"""
+
+import argparse
+import collections
+import contextlib
+import datetime
+import os
+import sys
+from pathlib import Path
+
+# Interpreted kernels take tensors that are not on a GPU. None runs here.
+os.environ.update(KERAS_BACKEND="torch", TRITON_INTERPRET="1")
+BENCHMARKS = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(BENCHMARKS.parent))  # So that it runs from a checkout.
+sys.path.insert(0, str(BENCHMARKS / "speed"))
+
+import keras  # noqa: E402
+import torch  # noqa: E402
+from keras.src.backend.common import global_state  # noqa: E402
+from on_a_gpu import SETTINGS  # noqa: E402
+from on_a_gpu import TRAIN_BATCH  # noqa: E402
+from on_a_gpu import TRAIN_LENGTH  # noqa: E402
+from torch.utils import _foreach_utils  # noqa: E402
+from torch.utils import _pytree  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+
+import keras_griffin  # noqa: E402
+from keras_griffin.kernels.rg_lru import rg_lru_torch  # noqa: E402
+from keras_griffin.kernels.rg_lru import triton_passes  # noqa: E402
+from keras_griffin.kernels.triton_plan import Output  # noqa: E402
+
+IMPLEMENTATIONS = ("ops", "triton_gpu")
+META = "meta"
+CAPABILITY = (9, 0)  # an H100
+PARTS = ("forward", "backward", "optimizer")
+# No kernel fills what these make, and these only write what they get first.
+EMPTY = ("empty", "empty_like", "empty_strided", "new_empty", "_unsafe_view")
+WRITTEN = ("copy_", "fill_", "zero_")
+GATHERED = ("embedding", "index_select", "gather")
+SHOWN = 14  # rows of the table of operations
+
+# Counted by this script before and after each change, torch 2.13; copied.
+CHANGES = (
+    "",
+    "Before and after, launches and GB:",
+    "",
+    "| change | launches | GB |",
+    "|---|---|---|",
+    "| clipping: norms and products of all gradients at once (optimizer) "
+    "| 369, 34 | 11.3, 10.4 |",
+    "| rotary angles: heads are split, not sliced (backward) "
+    '| "ops" 2072, 2056 | 133.9, 133.3 |',
+    '| all, "ops" | 4076, 3725 | 210.4, 208.9 |',
+    '| all, "triton_gpu" | 1820, 1469 | 158.5, 157.1 |',
+    "",
+    'The kernels themselves, "ops" against "triton_gpu": 2256 launches and '
+    "51.8 GB.",
+)
+
+
+# As on a GPU: norms of many tensors are one operation (torch 2.13).
+_foreach_utils._get_foreach_kernels_supported_devices = lambda: [META]
+
+
+class Counter(TorchDispatchMode):
+    """Counts launches and bytes by part of the step and operation."""
+
+    def __init__(self):
+        super().__init__()
+        self.part = PARTS[0]
+        self.launches = collections.Counter()
+        self.bytes = collections.Counter()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        results = operation(*args, **kwargs)
+        name = operation.name().removeprefix("aten::").split(".")[0]
+        if name.startswith("keras_griffin::rg_lru"):
+            with self:
+                self.look_inside(name, args)
+        elif name not in EMPTY and not is_view(operation):
+            read = [*args, *kwargs.values()]
+            if name in WRITTEN:
+                read = read[1:]
+            if name in GATHERED:
+                read = [results, *read[1:]]
+            self.add(name, (read, results))
+        return results
+
+    def add(self, name, tensors):
+        self.launches[self.part, name] += 1
+        self.bytes[self.part, name] += sum(
+            map(size_of, _pytree.tree_leaves(tensors))
+        )
+
+    def look_inside(self, name, args):
+        """What is launched in one of our operations."""
+
+        def run(kernel, plan, arguments):
+            self.add(f"Triton's {kernel.__name__}", list(arguments.values()))
+            return [
+                torch.empty(v.shape, dtype=getattr(torch, v.dtype), device=META)
+                for v in arguments.values()
+                if isinstance(v, Output)
+            ]
+
+        if name.endswith("backward"):
+            *inputs, y, dy, d_last = args
+            inputs = rg_lru_torch._inputs(*inputs)
+            triton_passes.backward(
+                run,
+                CAPABILITY,
+                inputs,
+                y,
+                dy,
+                d_last,
+                rg_lru_torch._add_products,
+            )
+        else:
+            inputs = rg_lru_torch._inputs(*args)
+            triton_passes.forward(run, CAPABILITY, inputs)
+
+    @contextlib.contextmanager
+    def during(self, part):
+        before, self.part = self.part, part
+        yield
+        self.part = before
+
+    def total(self, what, part=None):
+        return sum(n for key, n in what.items() if part in (None, key[0]))
+
+
+def is_view(operation):
+    returns = operation._schema.returns
+    return any(r.alias_info and not r.alias_info.is_write for r in returns)
+
+
+def size_of(value):
+    """Bytes in memory; those of a broadcast tensor once."""
+    if isinstance(value, Output):
+        value = torch.empty(
+            value.shape, dtype=getattr(torch, value.dtype), device=META
+        )
+    if not isinstance(value, torch.Tensor):
+        return 0
+    count = value.itemsize
+    for size, stride in zip(value.shape, value.stride(), strict=True):
+        count *= size if stride else 1
+    return count
+
+
+def count(implementation):
+    """The `Counter` of a step, which is not the first."""
+    counter = Counter()
+    with keras.device(META):
+        model = keras_griffin.GriffinCausalLM(
+            keras_griffin.GriffinBackbone(
+                **SETTINGS,
+                dtype="mixed_bfloat16",
+                implementation=implementation,
+            )
+        )
+        model.compile(
+            optimizer=keras_griffin.GriffinAdamW(1e-4),
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            weighted_metrics=[],
+        )
+        model.optimizer.build(model.trainable_variables)
+        # Keras (3.15) takes "meta" and `device(type="meta")` for two devices,
+        # and in going from one to the other drops gradients.
+        global_state.set_global_attribute("torch_device", torch.device(META))
+        ids = torch.ones(
+            (TRAIN_BATCH, TRAIN_LENGTH), dtype=torch.int32, device=META
+        )
+        data = {"token_ids": ids, "padding_mask": ids}, ids
+        in_part(counter, torch.Tensor, "backward", "backward")
+        in_part(counter, model.optimizer, "apply", "optimizer")
+        with counter:
+            model.train_step(data)
+    return counter
+
+
+def in_part(counter, owner, name, part):
+    """Counts what a method does as a part of the step."""
+    method = getattr(owner, name)
+
+    def counted(*args, **kwargs):
+        with counter.during(part):
+            return method(*args, **kwargs)
+
+    setattr(owner, name, counted)
+
+
+def table(counters):
+    lines = [
+        "# Launches and bytes of a training step on PyTorch, counted",
+        "",
+        f"`python benchmarks/gpu_compiler/{Path(__file__).name}`, "
+        f"{datetime.date.today().isoformat()}, torch {torch.__version__}, "
+        f"keras {keras.__version__}.",
+        f"Griffin of 6 layers of width 1024, {TRAIN_BATCH} x {TRAIN_LENGTH} "
+        "tokens, mixed bfloat16, GriffinAdamW, vocabulary 32768.",
+        "**Nothing here ran on a GPU**: operations of PyTorch on tensors "
+        "without memory, views left out.",
+        "",
+        "| | launches | forward | backward | optimizer | GB | forward | "
+        "backward | optimizer |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, counter in counters.items():
+        cells = [
+            counter.total(counter.launches, part) for part in (None, *PARTS)
+        ]
+        cells += [
+            f"{counter.total(counter.bytes, part) / 1e9:.1f}"
+            for part in (None, *PARTS)
+        ]
+        lines.append(f'| "{name}" | {" | ".join(map(str, cells))} |')
+    for name, counter in counters.items():
+        lines += [
+            "",
+            f'The operations with most bytes, "{name}":',
+            "",
+            "| operation | part | launches | GB |",
+            "|---|---|---|---|",
+        ]
+        for key, moved in counter.bytes.most_common(SHOWN):
+            part, operation = key
+            lines.append(
+                f"| {operation} | {part} | {counter.launches[key]} | "
+                f"{moved / 1e9:.1f} |"
+            )
+    return [*lines, *CHANGES]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=BENCHMARKS / "results")
+    arguments = parser.parse_args()
+    lines = table({name: count(name) for name in IMPLEMENTATIONS})
+    print("\n".join(lines))
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    path = arguments.output / f"{Path(__file__).stem}.md"
+    path.write_text("\n".join([*lines, ""]), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
