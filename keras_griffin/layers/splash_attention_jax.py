@@ -19,6 +19,10 @@ LANES = 128  # head_dim has to be a multiple
 # Queries and keys of a step of the kernel: a quarter of RecurrentGemma's
 # window, and less than a third of the 16 MiB of VMEM.
 BLOCK = 512
+# Up to so many blocks in a row, one kernel computes all gradients, in less time
+# (`benchmarks/results/block_on_a_tpu_tried.md`). For each block of keys it
+# writes a gradient of q, which are then added: for long rows too many.
+MAX_FUSED_BLOCKS = 4
 
 
 def takes(q):
@@ -89,6 +93,7 @@ def _attend(q, k, v, positions, window, block, interpret):
     )
     size = (time + after, time + after)
     mask = splash_attention_mask.LocalMask(size, (window, 0), 0)
+    is_fused = time + after <= MAX_FUSED_BLOCKS * block
     attend = splash_attention_kernel.make_splash_mqa_single_device(
         splash_attention_mask.MultiHeadMask([mask] * heads),
         block_sizes=splash_attention_kernel.BlockSizes(
@@ -98,8 +103,9 @@ def _attend(q, k, v, positions, window, block, interpret):
             block_q_dkv=block,
             block_kv_dkv=block,
             block_kv_dkv_compute=block,
-            block_q_dq=block,
-            block_kv_dq=block,
+            block_q_dq=None if is_fused else block,
+            block_kv_dq=None if is_fused else block,
+            use_fused_bwd_kernel=is_fused,
         ),
         interpret=interpret,
     )

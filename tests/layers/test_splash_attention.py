@@ -35,10 +35,13 @@ def arrays():
     return [x.astype("float32") for x in (q, k, v)], positions.astype("int32")
 
 
+@pytest.mark.parametrize("is_fused", [True, False])
 @pytest.mark.parametrize("window", [WINDOW, None])
-def test_values_and_gradients(window):
+def test_values_and_gradients(window, is_fused, monkeypatch):
     from keras_griffin.layers import splash_attention_jax
 
+    if not is_fused:
+        monkeypatch.setattr(splash_attention_jax, "MAX_FUSED_BLOCKS", 1)
     floats, positions = arrays()
     cotangent = np.random.default_rng(1).normal(size=floats[0].shape)
     results = [
