@@ -11,6 +11,11 @@ pytestmark = pytest.mark.backend_independent
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted((ROOT / "benchmarks").rglob("*.py"))
+# Private names of PyTorch (2.13), which has no public ones for them.
+OF_OTHERS = {
+    "_foreach_utils._get_foreach_kernels_supported_devices",
+    "operation._schema",
+}
 
 
 def file_of(module):
@@ -76,7 +81,7 @@ def missing(text):
             if not file_of(whole) and node.attr not in names_in(modules[owner]):
                 found.append(f"{node.lineno} {whole}")
         elif node.attr.startswith("_") and not node.attr.startswith("__"):
-            if owner != "self":
+            if owner != "self" and f"{owner}.{node.attr}" not in OF_OTHERS:
                 found.append(f"{node.lineno} {owner}.{node.attr}")
     return found
 
