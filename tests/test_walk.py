@@ -19,8 +19,9 @@ FRAMES = {"jax": 8, "tensorflow": 7, "torch": 6}
 # 175 and 142 with what a call is asked for today: arguments and states that are
 # looked at, masks of Keras, weights that stay when a step raises; with 16-bit
 # and int8 weights that are multiplied as they are, and a first prompt that sees
-# no empty slots; with the MLP's barriers for TPUs.
-LIMITS = {"generate": (35, 191), "fit": (35, 161)}
+# no empty slots; with the MLP's barriers for TPUs; with arrays that vary alike
+# in a `shard_map`, of which Triton's kernels tell as Pallas' do.
+LIMITS = {"generate": (35, 194), "fit": (35, 164)}
 
 
 @pytest.fixture(scope="module")
