@@ -243,7 +243,7 @@ def page(results):
         "equal operations the compiler",
         "schedules one, whose bundles count for all. Kernels' products are "
         "in their bundles alone. Our attention's",
-        "three kernels skip 6 of their 16 pairs of blocks here, behind the "
+        "two kernels skip 6 of their 16 pairs of blocks here, behind the "
         "mask; the bundles count all 16, so",
         "that 6/16 of their time are not spent.",
         "[What was tried](block_on_a_tpu_tried.md).",
