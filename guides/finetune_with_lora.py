@@ -42,7 +42,7 @@
 # |---|---|---|
 # | L4 | 24 GB | choose this GPU |
 # | T4 | 16 GB | has no bfloat16 units: keep to the small model |
-# | v5e-1 | 16 GB | needs 7.5 GiB, says the TPU's compiler ([how](https://github.com/_owner_/keras_griffin/blob/main/benchmarks/results/plan.md)) |
+# | v5e-1 | 16 GB | needs 7.8 GiB, says the TPU's compiler ([how](https://github.com/_owner_/keras_griffin/blob/main/benchmarks/results/plan.md)) |
 # | v6e-1 | 32 GB | room for larger batches |
 #
 # Only the small model was run for this guide.

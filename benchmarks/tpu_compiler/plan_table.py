@@ -93,11 +93,9 @@ the slice by libtpu with 3 blocks (and 6, where "line from" says so), and
 continued to all blocks of the model. Where "line from" says what this line
 gave, all blocks were compiled. AdamW, remat of each block, weights divided over
 all chips, logits in pieces. No TPU was used. The memory of a chip is the
-compiler's own number. The line is too low by what "line from" says: add a tenth
-to the others. Weights, gradients and moments alone are 16 bytes a parameter,
-over all chips (v5p-16 has 8 chips, v5p-64 has 32). Compilations of all blocks,
-and rows without the time of a step, are of earlier versions of the package,
-which needed more memory: compare them with nothing.
+compiler's own number. **The line is too low, by what "line from" says**: rows
+without all blocks need more than it tells. Weights, gradients and moments alone
+are 16 bytes a parameter, over all chips (v5p-16 has 8 chips, v5p-64 has 32).
 
 A step takes at least the sum over its operations of the longer of two times:
 matrix products at the chip's peak, bytes at its bandwidth. What chips send each
