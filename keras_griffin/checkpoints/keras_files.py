@@ -17,6 +17,7 @@ from typing import Any
 import keras
 
 from keras_griffin.checkpoints import arrays
+from keras_griffin.checkpoints import keras_weights
 from keras_griffin.checkpoints import sizes
 from keras_griffin.files import inside
 from keras_griffin.files.whole import check_room
@@ -27,7 +28,7 @@ from keras_griffin.files.whole import whole_folder
 
 # Beside the numbers: HDF5's own, a model card, a tokenizer [bytes].
 ROOM_FOR_ALL_ELSE, ROOM_FOR_A_WEIGHT = 2**24, 2**12
-SHARDS = ".weights.json"
+FILE, SHARDS = ".weights.h5", ".weights.json"
 # What Keras and HDF5 raise when a file is not what it should be.
 DAMAGE = (
     AttributeError,
@@ -86,7 +87,10 @@ def save_weights(
         OSError: if the disk is full.
     """
     with _written(self, filepath, overwrite) as file:
-        keras.Model.save_weights(self, file, overwrite, max_shard_size)
+        if _is_new(file, max_shard_size) and keras_weights.can_write(self):
+            keras_weights.write(self, file, max_shard_size)
+        else:
+            keras.Model.save_weights(self, file, overwrite, max_shard_size)
 
 
 def load_weights(
@@ -106,17 +110,26 @@ def load_weights(
         FileNotFoundError: if there is no such file.
         ValueError: for a damaged file, or one of another model.
     """
-    if not _is_remote(filepath):
-        path = pathlib.Path(filepath)
-        finish(path.parent)
-        inside.regular_file(path)
-        if path.name.endswith(".h5"):
-            sizes.hdf5_elements(path)
-        elif path.name.endswith(SHARDS):
-            for shard in inside.indexed_files(path.parent, path.name):
-                sizes.hdf5_elements(shard)
+    files = [] if _is_remote(filepath) else _checked(pathlib.Path(filepath))
     with explained(filepath):
-        keras.Model.load_weights(self, filepath, skip_mismatch, **kwargs)
+        if files and not skip_mismatch and keras_weights.can_read(self):
+            keras_weights.read(self, files)
+        else:
+            keras.Model.load_weights(self, filepath, skip_mismatch, **kwargs)
+
+
+def _checked(path):
+    """The HDF5 files that `path` is, or names; each is a whole one."""
+    finish(path.parent)
+    inside.regular_file(path)
+    files = []
+    if path.name.endswith(".h5"):
+        files = [path]
+    elif path.name.endswith(SHARDS):
+        files = inside.indexed_files(path.parent, path.name)
+    for file in files:
+        sizes.hdf5_elements(file)
+    return files
 
 
 @contextlib.contextmanager
@@ -176,6 +189,19 @@ def _written(model, path, replace):
     stale = (path.name.replace(SHARDS, "_*.weights.h5"),)
     with whole_folder(path.parent, replace=True, stale=stale) as folder:
         yield folder / path.name
+
+
+def _is_new(path, max_shard_size):
+    """Whether `path` is a new local file of the right name.
+
+    Keras refuses a wrong name, and asks before it replaces a file.
+    """
+    ending = FILE if max_shard_size is None else SHARDS
+    return (
+        str(path).endswith(ending)
+        and not _is_remote(path)
+        and not os.path.exists(path)
+    )
 
 
 def _is_remote(path):

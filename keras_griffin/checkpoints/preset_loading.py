@@ -11,6 +11,7 @@ from keras_griffin.checkpoints import deepmind_archive
 from keras_griffin.checkpoints import huggingface_config
 from keras_griffin.checkpoints import huggingface_weights
 from keras_griffin.checkpoints import keras_files
+from keras_griffin.checkpoints import keras_weights
 from keras_griffin.checkpoints import preset_download
 from keras_griffin.checkpoints import preset_files
 from keras_griffin.checkpoints import sizes
@@ -27,7 +28,7 @@ from keras_griffin.training import quantization
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.weights.h5"
 SHARDED_WEIGHTS_FILE = "model.weights.json"
-TASK_FILE = "task.json"
+TASK_FILE, TASK_WEIGHTS_FILE = "task.json", "task.weights.h5"
 # Of KerasHub, beside CONFIG_FILE; each may be missing.
 OBJECT_FILES = (TASK_FILE, "preprocessor.json", "tokenizer.json")
 VOCABULARY_FILE = "assets/tokenizer/vocabulary.spm"
@@ -97,7 +98,7 @@ def find_preset(preset, load_weights=True):
 
 
 def build_backbone(cls, source, load_weights, overrides):
-    """Builds and loads the backbone of a source that is not KerasHub's.
+    """Builds and loads the backbone of a source that KerasHub does not load.
 
     With weights, its variables stay empty until their tensor is read, so that
     the model is never in memory twice.
@@ -120,6 +121,9 @@ def build_backbone(cls, source, load_weights, overrides):
         backbone = weight_map.build_empty(lambda: cls(**arguments))
     if source.kind == "huggingface":
         huggingface_weights.load_weights(backbone, source.path)
+    elif source.kind == "keras":
+        with loading(source):
+            keras_weights.read(backbone, _keras_files(source.path))
     else:
         archive = deepmind_archive.find(source.path)
         deepmind_archive.load_weights(backbone, archive)
@@ -174,6 +178,10 @@ def load_task(
     """
     source = find_preset(preset, load_weights)
     if source.kind == "keras":
+        if "backbone" not in arguments and is_mapped(
+            source, load_weights, dtype
+        ):
+            return _mapped_task(cls, keras_hub_load, source, dtype, arguments)
         with loading(source, load_weights):
             return keras_hub_load(
                 source.path, load_weights, dtype=dtype, **arguments
@@ -188,6 +196,44 @@ def load_task(
             source.path, **more
         )
     return cls(**arguments)
+
+
+def is_mapped(source, load_weights, dtype):
+    """Whether weights are mapped from a folder, and not read by Keras.
+
+    Those of a float model of ours are. Its matrices may become int8.
+
+    Args:
+        source: `PresetSource`.
+        load_weights: bool.
+        dtype: dtype or policy of the backbone, or `None`.
+    """
+    if source.kind != "keras" or not load_weights:
+        return False
+    policy = keras.dtype_policies.get(dtype)
+    if (
+        isinstance(policy, keras.dtype_policies.DTypePolicyMap)
+        or policy.quantization_mode not in (None, "int8")
+        or not os.path.isdir(source.path)
+    ):
+        return False
+    config = _read_config(_keras_config_path(source.path))
+    is_ours = config["registered_name"] == OUR_BACKBONE
+    return is_ours and "quantization" not in config["config"]
+
+
+def _mapped_task(cls, keras_hub_load, source, dtype, arguments):
+    backbone = cls.backbone_cls.from_preset(source.path, dtype=dtype)
+    with loading(source):
+        task = keras_hub_load(
+            source.path, load_weights=False, backbone=backbone, **arguments
+        )
+        # A classifier's head, unless it is to have other classes.
+        is_new = "num_classes" in arguments or not task.has_task_weights()
+        if not is_new and inside.has_file(source.path, TASK_WEIGHTS_FILE):
+            path = inside.file_inside(source.path, TASK_WEIGHTS_FILE)
+            task.load_task_weights(path)
+    return task
 
 
 def tokenizer_path(source):
@@ -282,6 +328,9 @@ def _arguments(source, load_weights):
     if source.kind == "deepmind":
         archive = deepmind_archive.find(source.path)
         return deepmind_archive.backbone_config(archive)
+    if source.kind == "keras":
+        config = _read_config(_keras_config_path(source.path))["config"]
+        return {**config, "dtype": keras.config.dtype_policy()}
     config = huggingface_config.read_config(source.path)
     arguments = huggingface_config.backbone_config(config)
     elements = None
@@ -396,7 +445,9 @@ def _check_keras_folder(folder, config, load_weights):
                 f"Received: {folder!r}, in which it has {sorted(content)[:8]}. "
                 "Copy or download the folder again."
             )
-    elements = _keras_elements(folder) if load_weights else None
+    elements = None
+    if load_weights:
+        elements = sum(map(sizes.hdf5_elements, _keras_files(folder)))
     backbones = {CONFIG_FILE: config}
     if TASK_FILE in objects:
         backbones[TASK_FILE] = objects[TASK_FILE]["config"].get("backbone")
@@ -409,20 +460,18 @@ def _check_keras_folder(folder, config, load_weights):
             sizes.check(content.get("config"), elements, origin)
 
 
-def _keras_elements(folder):
-    """How many numbers the weights of KerasHub's folder have."""
+def _keras_files(folder):
+    """The files with the weights of KerasHub's folder."""
     if inside.has_file(folder, WEIGHTS_FILE):
-        files = [inside.file_inside(folder, WEIGHTS_FILE)]
-    elif inside.has_file(folder, SHARDED_WEIGHTS_FILE):
-        files = inside.indexed_files(folder, SHARDED_WEIGHTS_FILE)
-    else:
-        raise ValueError(
-            f"A preset's folder must hold its weights, {WEIGHTS_FILE} or "
-            f"{SHARDED_WEIGHTS_FILE}. Received: {folder!r} with "
-            f"{sorted(os.listdir(folder))[:8]}. Copy the missing file, or "
-            "build without weights by `load_weights=False`."
-        )
-    return sum(sizes.hdf5_elements(path) for path in files)
+        return [inside.file_inside(folder, WEIGHTS_FILE)]
+    if inside.has_file(folder, SHARDED_WEIGHTS_FILE):
+        return inside.indexed_files(folder, SHARDED_WEIGHTS_FILE)
+    raise ValueError(
+        f"A preset's folder must hold its weights, {WEIGHTS_FILE} or "
+        f"{SHARDED_WEIGHTS_FILE}. Received: {folder!r} with "
+        f"{sorted(os.listdir(folder))[:8]}. Copy the missing file, or "
+        "build without weights by `load_weights=False`."
+    )
 
 
 @contextlib.contextmanager

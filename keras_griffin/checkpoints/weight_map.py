@@ -241,6 +241,7 @@ def build_for_weights(build):
         weight_dtype = keras.backend.standardize_dtype(weight.dtype)
         value = keras.ops.empty(weight.shape, weight_dtype)
         keras_compat.initialize(weight, value)
+    order_kernels(model, is_filled=False)
     fill_rest(model)
     return model
 
@@ -372,7 +373,9 @@ def export(table, model):
         value = keras.ops.convert_to_tensor(find_variable(model, row.variable))
         value = arrays.to_numpy(LAYOUTS[row.layout].to_theirs(value))
         if row.part is None:
-            yield row.tensor, np.ascontiguousarray(value)
+            if not value.flags.c_contiguous:
+                value = arrays.row_by_row(value)
+            yield row.tensor, value
             continue
         found = waiting.setdefault(row.tensor, {})
         found[row.part] = value

@@ -38,12 +38,12 @@ def apply_dense(dense, x):
     return y + _adapter(dense, x) if dense.lora_enabled else y
 
 
-def order_kernels(model):
+def order_kernels(model, is_filled=True):
     """On PyTorch, has the kernels in memory as its products want them."""
     if keras.config.backend() == "torch":
         from keras_griffin.layers.linear_torch import store_columns
 
-        store_columns(model)
+        store_columns(model, is_filled)
 
 
 def _adapter(dense, x):

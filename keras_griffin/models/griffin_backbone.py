@@ -16,6 +16,7 @@ from keras_griffin.checkpoints import keras_files
 from keras_griffin.checkpoints.preset_index import preset_summaries
 from keras_griffin.checkpoints.preset_loading import build_backbone
 from keras_griffin.checkpoints.preset_loading import find_preset
+from keras_griffin.checkpoints.preset_loading import is_mapped
 from keras_griffin.checkpoints.preset_loading import loading
 from keras_griffin.checkpoints.weight_map import build_for_weights
 from keras_griffin.distribution.layout_map import layout_map
@@ -224,7 +225,10 @@ class GriffinBackbone(TorchModule, Backbone):
         known = {*arguments_of(cls, GriffinBackbone), *_LAST_ARGUMENTS}
         check_arguments(f"{cls.__name__}.from_preset", kwargs, known)
         source = find_preset(preset, load_weights)
-        if source.kind == "keras":
+        is_keras = source.kind == "keras"
+        if is_keras and not is_mapped(
+            source, load_weights, kwargs.get("dtype")
+        ):
             with loading(source, load_weights):
                 return super().from_preset(source.path, load_weights, **kwargs)
         return build_backbone(cls, source, load_weights, kwargs)

@@ -41,7 +41,9 @@ def check_equal(received, expected):
         )
 
 
-@pytest.mark.parametrize("form", ["transformers", *once("flax", "torch")])
+@pytest.mark.parametrize(
+    "form", ["transformers", *once("keras", "flax", "torch")]
+)
 def test_as_if_quantized_later(folders, form, monkeypatch, tmp_path):
     monkeypatch.setattr(quantization, "ROUNDED_AT_ONCE", 100)
     expected = LOAD(str(folders / form), preprocessor=None)
@@ -71,7 +73,5 @@ def test_floats_of_bfloat16(folders):
 
 
 def test_what_cannot_be_rounded_on_the_way(folders):
-    with pytest.raises(ValueError, match="Load the model in float"):
-        LOAD(str(folders / "keras"), dtype="int8_from_float32")
     with pytest.raises(ValueError, match="Load the model in float"):
         LOAD(str(folders / "transformers"), dtype="int4_from_float32")
