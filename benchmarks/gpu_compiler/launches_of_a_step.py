@@ -47,7 +47,8 @@ PARTS = ("forward", "backward", "optimizer")
 # No kernel fills what these make, and these only write what they get first.
 EMPTY = ("empty", "empty_like", "empty_strided", "new_empty", "_unsafe_view")
 WRITTEN = ("copy_", "fill_", "zero_")
-GATHERED = ("embedding", "index_select", "gather")
+GATHERED = ("embedding", "index_select", "gather", "nll_loss_forward")
+SCATTERED = ("scatter_",)  # what is not written stays where it is
 SHOWN = 14  # rows of the table of operations
 
 # Counted by this script before and after each change, torch 2.13; copied.
@@ -71,6 +72,8 @@ CHANGES = (
 
 # As on a GPU: norms of many tensors are one operation (torch 2.13).
 _foreach_utils._get_foreach_kernels_supported_devices = lambda: [META]
+# "meta" is no device of autocast's.
+torch.is_autocast_enabled = lambda device_type=None: False
 
 
 class Counter(TorchDispatchMode):
@@ -95,7 +98,10 @@ class Counter(TorchDispatchMode):
                 read = read[1:]
             if name in GATHERED:
                 read = [results, *read[1:]]
-            self.add(name, (read, results))
+            if name in SCATTERED:
+                self.add(name, (read[1:], read[-1]))
+            else:
+                self.add(name, (read, results))
         return results
 
     def add(self, name, tensors):
@@ -103,6 +109,12 @@ class Counter(TorchDispatchMode):
         self.bytes[self.part, name] += sum(
             map(size_of, _pytree.tree_leaves(tensors))
         )
+
+    def log_softmax(self, x, axis, dtype):
+        """A GPU's kernel goes from 16 bits to float32 without a copy."""
+        y = torch.empty(x.shape, dtype=dtype, device=META)
+        self.add("_log_softmax", (x, y))
+        return y
 
     def look_inside(self, name, args):
         """What is launched in one of our operations."""
@@ -186,6 +198,7 @@ def count(implementation):
         data = {"token_ids": ids, "padding_mask": ids}, ids
         in_part(counter, torch.Tensor, "backward", "backward")
         in_part(counter, model.optimizer, "apply", "optimizer")
+        torch.log_softmax = counter.log_softmax
         with counter:
             model.train_step(data)
     return counter
