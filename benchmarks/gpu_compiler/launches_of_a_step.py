@@ -31,6 +31,7 @@ from keras.src.backend.common import global_state  # noqa: E402
 from on_a_gpu import SETTINGS  # noqa: E402
 from on_a_gpu import TRAIN_BATCH  # noqa: E402
 from on_a_gpu import TRAIN_LENGTH  # noqa: E402
+from torch.nn import functional  # noqa: E402
 from torch.utils import _foreach_utils  # noqa: E402
 from torch.utils import _pytree  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
@@ -39,6 +40,7 @@ import keras_griffin  # noqa: E402
 from keras_griffin.kernels.rg_lru import rg_lru_torch  # noqa: E402
 from keras_griffin.kernels.rg_lru import triton_passes  # noqa: E402
 from keras_griffin.kernels.triton_plan import Output  # noqa: E402
+from keras_griffin.layers import attention_torch  # noqa: E402
 
 IMPLEMENTATIONS = ("ops", "triton_gpu")
 META = "meta"
@@ -153,6 +155,16 @@ class Counter(TorchDispatchMode):
         return sum(n for key, n in what.items() if part in (None, key[0]))
 
 
+def efficient_attention(q, k, v, attn_mask, scale):
+    """As on a GPU: "meta" has plain operations alone."""
+    bias = torch.empty(attn_mask.shape, dtype=q.dtype, device=META)
+    bias = bias.zero_().masked_fill_(attn_mask, 1.0)  # for the bytes
+    bias = bias.expand(*q.shape[:-1], k.shape[2])
+    return torch.ops.aten._scaled_dot_product_efficient_attention(
+        q, k, v, bias, compute_log_sumexp=True, scale=scale
+    )[0]
+
+
 def is_view(operation):
     returns = operation._schema.returns
     return any(r.alias_info and not r.alias_info.is_write for r in returns)
@@ -199,6 +211,8 @@ def count(implementation):
         in_part(counter, torch.Tensor, "backward", "backward")
         in_part(counter, model.optimizer, "apply", "optimizer")
         torch.log_softmax = counter.log_softmax
+        attention_torch.is_usable = lambda q: q.device.type == META
+        functional.scaled_dot_product_attention = efficient_attention
         with counter:
             model.train_step(data)
     return counter

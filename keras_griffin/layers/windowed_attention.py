@@ -44,6 +44,19 @@ def windowed_attention(
     else:
         # `torch.export` would bind blocks of an unknown time to its example's.
         one_block = window is None or keras.config.backend() == "torch"
+    # Blocks of `block` queries; block i needs the keys of itself and of the
+    # `reach` blocks before it.
+    if not one_block:
+        block = max(window // 4, min(window, MIN_QUERY_BLOCK), 1)
+        reach = -(-window // block)
+    if keras.config.backend() == "torch":
+        from keras_griffin.layers import attention_torch
+
+        if attention_torch.is_usable(q):
+            sizes = (time, before) if one_block else (block, reach * block)
+            return attention_torch.attend(
+                q, k, v, positions, window, before, *sizes
+            )
     if one_block:
         return _attend_blocks(
             q[:, None],
@@ -54,10 +67,6 @@ def windowed_attention(
             window,
         )[:, 0]
 
-    # Blocks of `block` queries; block i needs the keys of itself and of the
-    # `reach` blocks before it.
-    block = max(window // 4, min(window, MIN_QUERY_BLOCK), 1)
-    reach = -(-window // block)
     num_blocks = (time + block - 1) // block
     after = num_blocks * block - time
 
