@@ -47,7 +47,14 @@ META = "meta"
 CAPABILITY = (9, 0)  # an H100
 PARTS = ("forward", "backward", "optimizer")
 # No kernel fills what these make, and these only write what they get first.
-EMPTY = ("empty", "empty_like", "empty_strided", "new_empty", "_unsafe_view")
+EMPTY = (
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "new_empty",
+    "new_empty_strided",
+    "_unsafe_view",
+)
 WRITTEN = ("copy_", "fill_", "zero_")
 GATHERED = ("embedding", "index_select", "gather", "nll_loss_forward")
 SCATTERED = ("scatter_",)  # what is not written stays where it is

@@ -66,7 +66,9 @@ def chunked_loss(model, logits, head, hidden, y, sample_weight, with_hits):
             likeliest == ops.cast(y, likeliest.dtype), "float32"
         )
 
-    found = _by_torch(model, head, hidden, y, with_hits)
+    found = None
+    if keras.config.backend() == "torch":
+        found = _by_torch(model, head, hidden, y, with_hits)
     losses, *hits = found or map_tokens(values_of, head, hidden, y)
     reduction = _Reduction(
         model.loss.name, model.loss.reduction, model.loss.dtype
@@ -79,8 +81,6 @@ def chunked_loss(model, logits, head, hidden, y, sample_weight, with_hits):
 
 def _by_torch(model, head, hidden, y, with_hits):
     """What `map_tokens` returns, or `None` where it has to be called."""
-    if keras.config.backend() != "torch":
-        return None
     from keras_griffin.training import cross_entropy_torch
 
     if not cross_entropy_torch.is_usable(model.loss, head, hidden):
