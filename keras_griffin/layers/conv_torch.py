@@ -6,14 +6,19 @@ then adds to the others. Here shifted products go where they belong.
 
 import torch
 
+from keras_griffin.kernels import dispatch
+
 
 def is_usable(inputs, kernel):
-    """Whether there is a gradient to compute; compilers fuse their own."""
-    return (
-        torch.is_grad_enabled()
-        and (inputs.requires_grad or kernel.requires_grad)
-        and not torch.compiler.is_compiling()
-    )
+    """Whether `convolve` is quicker; compilers fuse plain operations."""
+    if torch.compiler.is_compiling() or dispatch.is_converting:
+        return False
+    return _needs_gradient(inputs, kernel) or len(kernel) == inputs.shape[1]
+
+
+def _needs_gradient(inputs, kernel):
+    wanted = inputs.requires_grad or kernel.requires_grad
+    return torch.is_grad_enabled() and wanted
 
 
 def convolve(inputs, kernel, bias, positions):
@@ -26,10 +31,19 @@ def convolve(inputs, kernel, bias, positions):
         positions: `(batch, time)`. Terms with `s` beyond are left out.
     """
     size = len(kernel)
+    if not _needs_gradient(inputs, kernel):
+        return _one_token(inputs, kernel, bias, positions)
     # `(batch, time, size - 1)`: of `s = size - 1 ... 1`, as in the kernel.
     shifts = torch.arange(size - 1, 0, -1, device=inputs.device)
     seen = (positions[..., None] >= shifts).to(inputs.dtype)
     return _Convolution.apply(inputs, kernel, bias, seen)
+
+
+def _one_token(inputs, kernel, bias, positions):
+    shifts = torch.arange(len(kernel) - 1, -1, -1, device=inputs.device)
+    seen = positions[..., None] >= shifts[:, None]  # `(batch, size, 1)`
+    y = (torch.where(seen, inputs, 0.0) * kernel.float()).sum(1, True) + bias
+    return y.to(inputs.dtype)
 
 
 class _Convolution(torch.autograd.Function):

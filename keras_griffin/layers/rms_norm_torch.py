@@ -72,7 +72,9 @@ def _forward(x, scale, epsilon, dtype):
     norm = torch.linalg.vector_norm(
         x, dim=-1, keepdim=True, dtype=torch.float32
     )
-    inverse = norm.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
+    epsilon = torch.full((), epsilon, dtype=torch.float32, device=x.device)
+    width = x.shape[-1]
+    inverse = torch.addcmul(epsilon, norm, norm, value=1.0 / width).rsqrt_()
     y = x * inverse
     result = torch.empty_like(x, dtype=dtype)
     return torch.addcmul(y, y, scale, out=result), inverse

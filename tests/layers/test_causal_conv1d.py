@@ -116,3 +116,26 @@ def _plain(inputs, kernel, bias, positions):
         seen = (positions >= size - 1 - s)[..., None]
         y = y + inputs[:, s : s + time] * seen * kernel[s]
     return y
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_one_token_on_pytorch(dtype):
+    if keras.config.backend() != "torch":
+        pytest.skip("about PyTorch")
+    import torch
+
+    from keras_griffin.layers import conv_torch
+
+    positions = torch.tensor([[0], [2], [9]])
+    exact = [
+        torch.tensor(normal(s), dtype=torch.float64)
+        for s in ((3, 4, WIDTH), (4, WIDTH), (WIDTH,))
+    ]
+    arrays = [z.to(getattr(torch, dtype)) for z in exact]
+    assert conv_torch.is_usable(*arrays[:2])
+    y = conv_torch.convolve(*arrays, positions)
+    assert y.dtype == arrays[0].dtype
+    arrays = [z.double() for z in arrays]
+    assert_close(y, to_numpy(_plain(*arrays, positions)), dtype)
+    more = torch.zeros(3, 9, WIDTH)
+    assert not conv_torch.is_usable(more, arrays[1])  # no gradient wanted
