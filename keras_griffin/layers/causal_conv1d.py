@@ -114,7 +114,7 @@ class CausalConv1D(TemporalLayer):
 
             if conv_torch.is_usable(inputs, kernel):
                 y = conv_torch.convolve(inputs, kernel, bias, positions)
-                return y, self._state_after(inputs, layout, state)
+                return y, state and self._state_after(inputs, layout)
         y = x * kernel[-1] + bias
         for s in range(1, self.kernel_size):
             start = self.kernel_size - 1 - s
@@ -122,12 +122,9 @@ class CausalConv1D(TemporalLayer):
             earlier = inputs[:, start : start + time]
             earlier = earlier * ops.expand_dims(in_document, -1)
             y = y + earlier * kernel[start]
-        return y, self._state_after(inputs, layout, state)
+        return y, state and self._state_after(inputs, layout)
 
-    def _state_after(self, inputs, layout, state):
-        """The last inputs, where a state was given."""
-        if state is None:
-            return None
+    def _state_after(self, inputs, layout):
         if layout.mask is None:
             start = ops.shape(inputs)[1] - (self.kernel_size - 1)
             return {"inputs": inputs[:, start:]}

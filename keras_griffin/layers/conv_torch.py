@@ -42,7 +42,8 @@ def convolve(inputs, kernel, bias, positions):
 def _one_token(inputs, kernel, bias, positions):
     shifts = torch.arange(len(kernel) - 1, -1, -1, device=inputs.device)
     seen = positions[..., None] >= shifts[:, None]  # `(batch, size, 1)`
-    y = (torch.where(seen, inputs, 0.0) * kernel.float()).sum(1, True) + bias
+    dtype = torch.promote_types(kernel.dtype, torch.float32)
+    y = (torch.where(seen, inputs, 0.0) * kernel.to(dtype)).sum(1, True) + bias
     return y.to(inputs.dtype)
 
 

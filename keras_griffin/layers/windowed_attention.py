@@ -57,7 +57,7 @@ def windowed_attention(
                 q, k, v, positions, window, before, block, earlier
             )
     if one_block:
-        one = [x[:, None] for x in (q, k, v, positions)]
+        one = q[:, None], k[:, None], v[:, None], positions[:, None]
         return _attend_blocks(*one, before, window)[:, 0]
 
     num_blocks = (time + block - 1) // block
