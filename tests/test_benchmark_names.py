@@ -15,6 +15,7 @@ SCRIPTS = sorted((ROOT / "benchmarks").rglob("*.py"))
 OF_OTHERS = {
     "_foreach_utils._get_foreach_kernels_supported_devices",
     "operation._schema",
+    "torch.ops.aten._scaled_dot_product_efficient_attention",
 }
 
 

@@ -22,6 +22,10 @@ FRAMES = {"jax": 8, "tensorflow": 7, "torch": 6}
 # no empty slots; with the MLP's barriers for TPUs; with arrays that vary alike
 # in a `shard_map`, of which Triton's kernels tell as Pallas' do.
 LIMITS = {"generate": (35, 194), "fit": (35, 164)}
+if keras.config.backend() == "torch":
+    # Norm, convolution and loss have gradients of their own, each in a file:
+    # PyTorch fuses nothing, so that its own pass over whole arrays too often.
+    LIMITS["fit"] = (37, 173)
 
 
 @pytest.fixture(scope="module")

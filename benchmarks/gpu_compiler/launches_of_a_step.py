@@ -15,6 +15,7 @@ import argparse
 import collections
 import contextlib
 import datetime
+import functools
 import os
 import sys
 from pathlib import Path
@@ -31,46 +32,70 @@ from keras.src.backend.common import global_state  # noqa: E402
 from on_a_gpu import SETTINGS  # noqa: E402
 from on_a_gpu import TRAIN_BATCH  # noqa: E402
 from on_a_gpu import TRAIN_LENGTH  # noqa: E402
+from torch.nn import functional  # noqa: E402
 from torch.utils import _foreach_utils  # noqa: E402
 from torch.utils import _pytree  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 import keras_griffin  # noqa: E402
+from keras_griffin.generation import recorded_torch  # noqa: E402
+from keras_griffin.generation.decoding import decode_token  # noqa: E402
 from keras_griffin.kernels.rg_lru import rg_lru_torch  # noqa: E402
 from keras_griffin.kernels.rg_lru import triton_passes  # noqa: E402
 from keras_griffin.kernels.triton_plan import Output  # noqa: E402
+from keras_griffin.layers import attention_torch  # noqa: E402
 
 IMPLEMENTATIONS = ("ops", "triton_gpu")
 META = "meta"
 CAPABILITY = (9, 0)  # an H100
 PARTS = ("forward", "backward", "optimizer")
 # No kernel fills what these make, and these only write what they get first.
-EMPTY = ("empty", "empty_like", "empty_strided", "new_empty", "_unsafe_view")
+EMPTY = (
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "new_empty",
+    "new_empty_strided",
+    "_unsafe_view",
+)
 WRITTEN = ("copy_", "fill_", "zero_")
-GATHERED = ("embedding", "index_select", "gather")
+GATHERED = ("embedding", "index_select", "gather", "nll_loss_forward")
+SCATTERED = ("scatter_",)  # what is not written stays where it is
+WEIGHTS_GB = 0.22  # of the model in bfloat16
 SHOWN = 14  # rows of the table of operations
 
 # Counted by this script before and after each change, torch 2.13; copied.
 CHANGES = (
     "",
-    "Before and after, launches and GB:",
+    'Before and after, launches and GB, "triton_gpu":',
     "",
     "| change | launches | GB |",
     "|---|---|---|",
-    "| clipping: norms and products of all gradients at once (optimizer) "
-    "| 369, 34 | 11.3, 10.4 |",
-    "| rotary angles: heads are split, not sliced (backward) "
-    '| "ops" 2072, 2056 | 133.9, 133.3 |',
-    '| all, "ops" | 4076, 3725 | 210.4, 208.9 |',
-    '| all, "triton_gpu" | 1820, 1469 | 158.5, 157.1 |',
+    "| clipping: norms and products of all gradients at once | 335 fewer | "
+    "158.5, 157.6 |",
+    "| rotary angles: heads are split, not sliced | 1485, 1469 "
+    "| 157.6, 157.1 |",
+    "| loss: a softmax and two products for the gradient; 4.3 GB less since "
+    "the target's logit is counted alone | 1469, 1444 | 157.1, 126.8 |",
+    "| RMS normalization with its own gradient | 1444, 1314 | 126.8, 110.7 |",
+    "| attention by `scaled_dot_product_attention` | 1314, 1246 "
+    "| 110.7, 87.7 |",
+    "| convolution with its own gradient; positions by `cummax` "
+    "| 1246, 1161 | 87.7, 85.4 |",
+    "| products add the bias; 8 allocations no longer counted | 1161, 1121 "
+    "| 85.4, 81.7 |",
+    "| the norm's small operations | 1121, 1108 | 81.7, 81.7 |",
     "",
-    'The kernels themselves, "ops" against "triton_gpu": 2256 launches and '
-    "51.8 GB.",
+    'With "ops" before all of them: 4076 launches and 210.4 GB. A token before '
+    "the loss's row: 533 launches, recorded 431.",
 )
 
 
 # As on a GPU: norms of many tensors are one operation (torch 2.13).
 _foreach_utils._get_foreach_kernels_supported_devices = lambda: [META]
+attention_torch.is_usable = lambda q: q.device.type == META
+# "meta" is no device of autocast's.
+torch.is_autocast_enabled = lambda device_type=None: False
 
 
 class Counter(TorchDispatchMode):
@@ -95,7 +120,10 @@ class Counter(TorchDispatchMode):
                 read = read[1:]
             if name in GATHERED:
                 read = [results, *read[1:]]
-            self.add(name, (read, results))
+            if name in SCATTERED:
+                self.add(name, (read[1:], read[-1]))
+            else:
+                self.add(name, (read, results))
         return results
 
     def add(self, name, tensors):
@@ -103,6 +131,12 @@ class Counter(TorchDispatchMode):
         self.bytes[self.part, name] += sum(
             map(size_of, _pytree.tree_leaves(tensors))
         )
+
+    def log_softmax(self, x, axis, dtype):
+        """A GPU's kernel goes from 16 bits to float32 without a copy."""
+        y = torch.empty(x.shape, dtype=dtype, device=META)
+        self.add("_log_softmax", (x, y))
+        return y
 
     def look_inside(self, name, args):
         """What is launched in one of our operations."""
@@ -139,6 +173,19 @@ class Counter(TorchDispatchMode):
 
     def total(self, what, part=None):
         return sum(n for key, n in what.items() if part in (None, key[0]))
+
+
+def efficient_attention(q, k, v, attn_mask, scale):
+    """As on a GPU: "meta" has plain operations alone."""
+    bias = torch.empty(attn_mask.shape, dtype=q.dtype, device=META)
+    bias = bias.zero_().masked_fill_(attn_mask, 1.0)  # for the bytes
+    bias = bias.expand(*q.shape[:-1], k.shape[2])
+    return torch.ops.aten._scaled_dot_product_efficient_attention(
+        q, k, v, bias, compute_log_sumexp=True, scale=scale
+    )[0]
+
+
+functional.scaled_dot_product_attention = efficient_attention
 
 
 def is_view(operation):
@@ -186,9 +233,31 @@ def count(implementation):
         data = {"token_ids": ids, "padding_mask": ids}, ids
         in_part(counter, torch.Tensor, "backward", "backward")
         in_part(counter, model.optimizer, "apply", "optimizer")
+        torch.log_softmax = counter.log_softmax
         with counter:
             model.train_step(data)
     return counter
+
+
+def count_token():
+    """The `Counter`s of a token: PyTorch's operations, and as recorded."""
+    with keras.device(META):
+        model = keras_griffin.GriffinCausalLM(
+            keras_griffin.GriffinBackbone(**SETTINGS, dtype="bfloat16")
+        )
+        global_state.set_global_attribute("torch_device", torch.device(META))
+        state = model.init_state(TRAIN_BATCH)
+        ids = torch.ones((TRAIN_BATCH,), dtype=torch.int32, device=META)
+        step = recorded_torch.RecordedStep(
+            functools.partial(decode_token, model)
+        )
+        for i in range(recorded_torch.STEPS_BEFORE_RECORDING + 2):
+            counter = Counter()
+            with counter:
+                step(ids, state)
+            if not i:
+                eager = counter
+    return {"operation by operation": eager, "recorded": counter}
 
 
 def in_part(counter, owner, name, part):
@@ -202,7 +271,24 @@ def in_part(counter, owner, name, part):
     setattr(owner, name, counted)
 
 
-def table(counters):
+def token_lines(counters):
+    lines = [
+        "",
+        f"A token of {TRAIN_BATCH} rows, all in bfloat16; weights have "
+        f"{WEIGHTS_GB} GB. `generate` records a step after "
+        f"{recorded_torch.STEPS_BEFORE_RECORDING} tokens:",
+        "",
+        "| | launches | GB |",
+        "|---|---|---|",
+    ]
+    for name, counter in counters.items():
+        launches = counter.total(counter.launches)
+        moved = counter.total(counter.bytes) / 1e9
+        lines.append(f"| {name} | {launches} | {moved:.2f} |")
+    return lines
+
+
+def table(counters, of_token):
     lines = [
         "# Launches and bytes of a training step on PyTorch, counted",
         "",
@@ -241,14 +327,15 @@ def table(counters):
                 f"| {operation} | {part} | {counter.launches[key]} | "
                 f"{moved / 1e9:.1f} |"
             )
-    return [*lines, *CHANGES]
+    return [*lines, *token_lines(of_token), *CHANGES]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=BENCHMARKS / "results")
     arguments = parser.parse_args()
-    lines = table({name: count(name) for name in IMPLEMENTATIONS})
+    counters = {name: count(name) for name in IMPLEMENTATIONS}
+    lines = table(counters, count_token())
     print("\n".join(lines))
     arguments.output.mkdir(parents=True, exist_ok=True)
     path = arguments.output / f"{Path(__file__).stem}.md"

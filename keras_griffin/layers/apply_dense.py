@@ -31,7 +31,9 @@ def apply_dense(dense, x):
         return dense(x)  # Keras' own: adapters on tokens there too
     x = ops.cast(x, dense.compute_dtype)
     if not (dense.lora_enabled or is_int8 or _has_own_product(x)):
-        return dense(x)
+        if keras.config.backend() != "torch" or dense.bias is None:
+            return dense(x)
+        return _with_bias(dense, x)
     y = (_int8_product if is_int8 else _product)(dense, x)
     if dense.bias is not None:
         y = y + ops.cast(dense.bias, y.dtype)
@@ -61,6 +63,15 @@ def _product(dense, x):
     from keras_griffin.layers import linear_torch
 
     return linear_torch.product(x, kernel)
+
+
+def _with_bias(dense, x):
+    from keras_griffin.layers import linear_torch
+
+    if not linear_torch.adds_bias(x):
+        return dense(x)
+    kernel, bias = (ops.cast(v, x.dtype) for v in (dense.kernel, dense.bias))
+    return linear_torch.product_with_bias(x, kernel, bias)
 
 
 def _int8_product(dense, x):

@@ -108,24 +108,30 @@ class CausalConv1D(TemporalLayer):
         # Column t + kernel_size - 1 of `inputs` is token t.
         inputs = ops.concatenate([before, x], axis=1)
         kernel = ops.cast(self.kernel, x.dtype)
-        y = x * kernel[-1] + ops.cast(self.bias, x.dtype)
+        bias, positions = ops.cast(self.bias, x.dtype), layout.positions
+        if keras.config.backend() == "torch":
+            from keras_griffin.layers import conv_torch
+
+            if conv_torch.is_usable(inputs, kernel):
+                y = conv_torch.convolve(inputs, kernel, bias, positions)
+                return y, state and self._state_after(inputs, layout)
+        y = x * kernel[-1] + bias
         for s in range(1, self.kernel_size):
             start = self.kernel_size - 1 - s
-            in_document = ops.cast(layout.positions >= s, x.dtype)
+            in_document = ops.cast(positions >= s, x.dtype)
             earlier = inputs[:, start : start + time]
             earlier = earlier * ops.expand_dims(in_document, -1)
             y = y + earlier * kernel[start]
-        if state is None:
-            return y, None
-        return y, {"inputs": self._last_inputs(inputs, layout)}
+        return y, state and self._state_after(inputs, layout)
 
-    def _last_inputs(self, inputs, layout):
+    def _state_after(self, inputs, layout):
         if layout.mask is None:
             start = ops.shape(inputs)[1] - (self.kernel_size - 1)
-            return inputs[:, start:]
+            return {"inputs": inputs[:, start:]}
         columns = ops.arange(self.kernel_size - 1, dtype="int32")[None, :]
         columns = layout.num_real[:, None] + columns
-        return ops.take_along_axis(inputs, columns[:, :, None], axis=1)
+        last = ops.take_along_axis(inputs, columns[:, :, None], axis=1)
+        return {"inputs": last}
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -57,6 +57,14 @@ class RMSNormalization(BaseLayer):
         )
 
     def call(self, x: Any) -> Any:
+        if keras.config.backend() == "torch":
+            from keras_griffin.layers import rms_norm_torch
+
+            if rms_norm_torch.is_usable(x):
+                scale = ops.cast(self.scale, "float32")
+                return rms_norm_torch.rms_norm(
+                    x, scale, self.epsilon, self.compute_dtype
+                )
         x = ops.cast(x, "float32")
         mean_square = ops.mean(ops.square(x), axis=-1, keepdims=True)
         scale = ops.cast(self.scale, "float32")

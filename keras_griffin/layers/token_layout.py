@@ -199,6 +199,8 @@ def permute(x, index):
 def _cumulative_max(x):
     """The largest of each row of `x` `(batch, time)` up to each column."""
     time = x.shape[1]
+    if keras.config.backend() == "torch" and not dispatch.is_converting:
+        return x.cummax(1).values  # in one operation
     if isinstance(time, int):
         step = 1
         while step < time:

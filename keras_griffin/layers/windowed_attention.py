@@ -44,20 +44,22 @@ def windowed_attention(
     else:
         # `torch.export` would bind blocks of an unknown time to its example's.
         one_block = window is None or keras.config.backend() == "torch"
-    if one_block:
-        return _attend_blocks(
-            q[:, None],
-            k[:, None],
-            v[:, None],
-            positions[:, None],
-            before,
-            window,
-        )[:, 0]
+    # Blocks of `block` queries; each needs its own keys and `earlier` ones.
+    block, earlier = time, before
+    if not one_block:
+        block = max(window // 4, min(window, MIN_QUERY_BLOCK), 1)
+        earlier = -(-window // block) * block
+    if keras.config.backend() == "torch":
+        from keras_griffin.layers import attention_torch
 
-    # Blocks of `block` queries; block i needs the keys of itself and of the
-    # `reach` blocks before it.
-    block = max(window // 4, min(window, MIN_QUERY_BLOCK), 1)
-    reach = -(-window // block)
+        if attention_torch.is_usable(q):
+            return attention_torch.attend(
+                q, k, v, positions, window, before, block, earlier
+            )
+    if one_block:
+        one = q[:, None], k[:, None], v[:, None], positions[:, None]
+        return _attend_blocks(*one, before, window)[:, 0]
+
     num_blocks = (time + block - 1) // block
     after = num_blocks * block - time
 
@@ -66,8 +68,8 @@ def windowed_attention(
         return ops.reshape(x, (ops.shape(x)[0], -1, block, *x.shape[2:]))
 
     def windows(x):
-        x = blocks(x, reach * block - before)
-        parts = [x[:, j : j + num_blocks] for j in range(reach + 1)]
+        x = blocks(x, earlier - before)
+        parts = [x[:, j : j + num_blocks] for j in range(earlier // block + 1)]
         return ops.concatenate(parts, axis=2)
 
     mixed = _attend_blocks(
@@ -75,7 +77,7 @@ def windowed_attention(
         windows(k),
         windows(v),
         blocks(positions, 0),
-        reach * block,
+        earlier,
         window,
     )
     return ops.reshape(mixed, (ops.shape(q)[0], -1, *q.shape[2:]))[:, :time]

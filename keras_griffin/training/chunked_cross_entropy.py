@@ -66,7 +66,10 @@ def chunked_loss(model, logits, head, hidden, y, sample_weight, with_hits):
             likeliest == ops.cast(y, likeliest.dtype), "float32"
         )
 
-    losses, *hits = map_tokens(values_of, head, hidden, y)
+    found = None
+    if keras.config.backend() == "torch":
+        found = _by_torch(model, head, hidden, y, with_hits)
+    losses, *hits = found or map_tokens(values_of, head, hidden, y)
     reduction = _Reduction(
         model.loss.name, model.loss.reduction, model.loss.dtype
     )
@@ -74,6 +77,24 @@ def chunked_loss(model, logits, head, hidden, y, sample_weight, with_hits):
     for additional in model.losses:
         loss = loss + keras_compat.additional_loss(model, additional)
     return loss, hits[0] if hits else None
+
+
+def _by_torch(model, head, hidden, y, with_hits):
+    """What `map_tokens` returns, or `None` where it has to be called."""
+    from keras_griffin.training import cross_entropy_torch
+
+    if not cross_entropy_torch.is_usable(model.loss, head, hidden):
+        return None
+    losses, hits = cross_entropy_torch.cross_entropy(
+        ops.reshape(hidden, (-1, hidden.shape[-1])),
+        ops.reshape(y, (-1,)),
+        ops.convert_to_tensor(head.embeddings),
+        model.backbone.final_logit_soft_cap,
+        max(1, MAX_LOGITS // head.input_dim),
+        with_hits,
+    )
+    losses = ops.reshape(losses, hidden.shape[:2])
+    return (losses, ops.reshape(hits, hidden.shape[:2]))[: 1 + with_hits]
 
 
 class _Reduction(keras.losses.Loss):

@@ -242,3 +242,34 @@ def test_one_token_in_16_bits_is_a_vector_of_torch(dtype, shape):
         results.append((y, *torch.autograd.grad(y.sum(), sources)))
     for ordered, plain in zip(*results, strict=True):
         assert_close(ordered.float(), to_numpy(plain.float()), dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_pytorch_adds_the_bias_in_the_product(dtype, monkeypatch):
+    """As on a GPU, run on a CPU."""
+    if keras.config.backend() != "torch":
+        pytest.skip("about PyTorch")
+    from keras_griffin.layers import linear_torch
+
+    dense = dense_layer(dtype=dtype)
+    x = np.random.default_rng(1).normal(size=(2, 3, 8)).astype("float32")
+    dy = np.random.default_rng(2).normal(size=(2, 3, 12))
+
+    def results():
+        tensor = ops.convert_to_tensor(x, dense.compute_dtype)
+        tensor.requires_grad_()
+        y = apply_dense(dense, tensor)
+        dense.zero_grad()
+        y.backward(ops.convert_to_tensor(dy, y.dtype))
+        return y, tensor.grad, *(v.value.grad for v in dense.weights)
+
+    expected = results()
+    assert not linear_torch.adds_bias(expected[0])
+    monkeypatch.setattr(linear_torch, "adds_bias", lambda x: True)
+    names = {type(results()[0].grad_fn.next_functions[0][0]).__name__}
+    assert names == {"AddmmBackward0"}
+    precision = dense.compute_dtype
+    for i, (y, z) in enumerate(zip(results(), expected, strict=True)):
+        assert y.dtype == z.dtype
+        kind = "gradients" if i else "values"
+        assert_close(y, to_numpy(z), precision, kind)

@@ -1,3 +1,4 @@
+import keras
 import numpy as np
 import pytest
 
@@ -70,3 +71,71 @@ def test_initial_values():
 def test_a_kernel_sees_the_token_itself():
     with pytest.raises(ValueError, match="at least 1.*kernel_size=0"):
         CausalConv1D(0)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gradients_on_pytorch(size, dtype):
+    """First and second ones, beside those of plain operations."""
+    if keras.config.backend() != "torch":
+        pytest.skip("about PyTorch")
+    import torch
+
+    from keras_griffin.layers.conv_torch import convolve
+
+    positions = torch.tensor([[5, 6, 0, 1, 2, 3], [0, 1, 2, 0, 0, 1]])
+    shapes = (2, 5 + size, WIDTH), (size, WIDTH), (WIDTH,), (2, 6, WIDTH)
+
+    def run(function, dtype):
+        *arrays, dy = (
+            torch.tensor(normal(s), dtype=dtype).requires_grad_()
+            for s in shapes
+        )
+        y = function(*arrays, positions)
+        first = torch.autograd.grad(y, arrays, dy, create_graph=True)
+        total = sum(g.pow(2).sum() for g in first)
+        second = torch.autograd.grad(total, [arrays[0], dy])
+        return arrays, dy, y, first, second
+
+    exact = run(_plain, torch.float64)
+    arrays, dy, y, first, second = run(convolve, getattr(torch, dtype))
+    assert_close(y, to_numpy(exact[2]), dtype)
+    alone = torch.autograd.grad(convolve(*arrays, positions), arrays, dy)
+    for wanted, *found in zip(exact[3], first, alone, strict=True):
+        for gradient in found:
+            assert_close(gradient, to_numpy(wanted), dtype, "gradients")
+    if dtype == "float32":
+        for gradient, wanted in zip(second, exact[4], strict=True):
+            assert_close(gradient, to_numpy(wanted), kind="gradients")
+
+
+def _plain(inputs, kernel, bias, positions):
+    size, time = len(kernel), positions.shape[1]
+    y = bias
+    for s in range(size):
+        seen = (positions >= size - 1 - s)[..., None]
+        y = y + inputs[:, s : s + time] * seen * kernel[s]
+    return y
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_one_token_on_pytorch(dtype):
+    if keras.config.backend() != "torch":
+        pytest.skip("about PyTorch")
+    import torch
+
+    from keras_griffin.layers import conv_torch
+
+    positions = torch.tensor([[0], [2], [9]])
+    exact = [
+        torch.tensor(normal(s), dtype=torch.float64)
+        for s in ((3, 4, WIDTH), (4, WIDTH), (WIDTH,))
+    ]
+    arrays = [z.to(getattr(torch, dtype)) for z in exact]
+    assert conv_torch.is_usable(*arrays[:2])
+    y = conv_torch.convolve(*arrays, positions)
+    assert y.dtype == arrays[0].dtype
+    arrays = [z.double() for z in arrays]
+    assert_close(y, to_numpy(_plain(*arrays, positions)), dtype)
+    more = torch.zeros(3, 9, WIDTH)
+    assert not conv_torch.is_usable(more, arrays[1])  # no gradient wanted
