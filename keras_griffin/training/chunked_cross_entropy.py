@@ -11,6 +11,13 @@ from keras_griffin import keras_compat
 # vocabulary, enough rows for a matrix product that a TPU v5e or v5p computes
 # rather than waits for [FLOPs of bfloat16 per byte of HBM: 240 and 166].
 MAX_LOGITS = 2**27
+# Where the head learns, its gradient in float32 is read and written once a
+# piece. That takes as long as the product of 1,000 tokens on a v5e, of 2,200 on
+# a v6e. So on JAX pieces are LARGER times as large, as long as FEW are left: of
+# fewer, XLA keeps more and takes longer
+# (`benchmarks/results/block_on_a_tpu_tried.md`).
+LARGER = 4
+FEW = 4
 
 # "auto" is KerasHub's.
 _ACCURACY = ("accuracy", "acc", "auto", "sparse_categorical_accuracy", None)
@@ -84,7 +91,10 @@ class _Reduction(keras.losses.Loss):
 
 
 def map_tokens(function, head, hidden, targets):
-    """Applies a function to tokens, at most `MAX_LOGITS` logits at a time.
+    """Applies a function to tokens, some at a time.
+
+    At most `MAX_LOGITS` logits exist at once; on JAX `LARGER` times as many
+    where the head learns and there are many tokens.
 
     The gradient computes one piece after the other anew; what the head's
     weights get from each is summed in float32.
@@ -110,6 +120,8 @@ def map_tokens(function, head, hidden, targets):
         lead, tokens = (), batch * time
         columns = MAX_LOGITS // head.input_dim
     pieces = -(-tokens // max(1, columns))
+    if keras.config.backend() == "jax" and head.trainable_variables:
+        pieces = max(min(pieces, FEW), -(-pieces // LARGER))
     columns = -(-tokens // pieces)
     axis = len(lead)
 
