@@ -72,9 +72,10 @@ one label that is left of the paper's 7B is 1.13, probably of that bar. Griffin
 paper says "slightly". Hawk and Griffin are flat to 32k.
 
 **Where we do not.** On a v6e the Transformer is dearer: Griffin's blocks take
-0.91 of it at 2k, and it takes 4.65 times as much at 32k. A v6e multiplies 4.7
-times as fast as a v5e; attention's kernels wait for the arithmetic around their
-products (heads of 128, softmax), and so does less of a recurrent block.
+0.91 of it at 2k (at 7B 1.04), and it takes 1.81 times as much at 8k and 4.65
+times at 32k. A v6e multiplies 4.7 times as fast as a v5e; attention's kernels
+wait for the arithmetic around their products (heads of 128, softmax), and so
+does less of a recurrent block.
 
 **What cannot be compared.** The paper measured pods of TPU-v3, which this
 compiler does not know; it does not go beyond 8k, and Hawk is not in what its

@@ -13,8 +13,8 @@ from keras_griffin import keras_compat
 MAX_LOGITS = 2**27
 # Where the head learns, its gradient in float32 is read and written once a
 # piece. That takes as long as the product of 1,000 tokens on a v5e, of 2,200 on
-# a v6e. So on JAX pieces are LARGER times as large, as long as FEW are left: of
-# fewer, XLA keeps more and takes longer
+# a v6e. So on one device of JAX's pieces are LARGER times as large, as long as
+# FEW are left. On several, XLA multiplies more often with large pieces
 # (`benchmarks/results/block_on_a_tpu_tried.md`).
 LARGER = 4
 FEW = 4
@@ -93,8 +93,8 @@ class _Reduction(keras.losses.Loss):
 def map_tokens(function, head, hidden, targets):
     """Applies a function to tokens, some at a time.
 
-    At most `MAX_LOGITS` logits exist at once; on JAX `LARGER` times as many
-    where the head learns and there are many tokens.
+    At most `MAX_LOGITS` logits exist at once; on one device of JAX's `LARGER`
+    times as many where the head learns and there are many tokens.
 
     The gradient computes one piece after the other anew; what the head's
     weights get from each is summed in float32.
@@ -120,7 +120,7 @@ def map_tokens(function, head, hidden, targets):
         lead, tokens = (), batch * time
         columns = MAX_LOGITS // head.input_dim
     pieces = -(-tokens // max(1, columns))
-    if keras.config.backend() == "jax" and head.trainable_variables:
+    if _is_alone() and head.trainable_variables:
         pieces = max(min(pieces, FEW), -(-pieces // LARGER))
     columns = -(-tokens // pieces)
     axis = len(lead)
@@ -220,6 +220,14 @@ def _data_shards(batch, time):
     sizes = {None: 1, **dict(zip(mesh.axis_names, mesh.shape, strict=True))}
     rows, parts = [sizes[axis] for axis in layout.axes]
     return rows, parts if time % parts == 0 else 1
+
+
+def _is_alone():
+    """Whether this is one device of JAX's."""
+    distribution = keras.distribution.distribution()
+    return keras.config.backend() == "jax" and (
+        distribution is None or distribution.device_mesh.devices.size == 1
+    )
 
 
 def _wide(variable):

@@ -1,5 +1,7 @@
 """How many pieces the loss cuts its tokens into, on JAX."""
 
+import types
+
 import keras
 import numpy as np
 import pytest
@@ -11,13 +13,28 @@ from support.models import VOCABULARY
 
 @pytest.mark.skipif(keras.config.backend() != "jax", reason="JAX alone")
 @pytest.mark.parametrize(
-    "fit, learns, expected",
-    [(40, True, 10), (8, True, 4), (2, True, 2), (40, False, 40)],
+    "fit, learns, devices, expected",
+    [
+        (40, True, 1, 10),
+        (8, True, 1, 4),
+        (2, True, 1, 2),
+        (40, False, 1, 40),
+        (40, True, 2, 40),
+    ],
 )
 def test_pieces_are_larger_where_the_head_learns(
-    fit, learns, expected, monkeypatch
+    fit, learns, devices, expected, monkeypatch
 ):
     found = []
+    mesh = types.SimpleNamespace(devices=np.arange(devices))
+    monkeypatch.setattr(
+        keras.distribution,
+        "distribution",
+        lambda: types.SimpleNamespace(device_mesh=mesh),
+    )
+    monkeypatch.setattr(
+        chunked_cross_entropy, "_data_shards", lambda *sizes: (1, 1)
+    )
 
     def map_pieces(function, head, hidden, targets):
         found.append(len(hidden))
