@@ -113,14 +113,15 @@ def map_tokens(function, head, hidden, targets):
     if keras.config.backend() == "jax":
         # Each device keeps its own rows and, where a mesh divides time, takes
         # part in every piece.
-        rows, parts = _data_shards(batch, time)
+        rows, parts, devices = _data_shards(batch, time)
         lead, tokens = (batch, parts), time // parts
         columns = MAX_LOGITS // (head.input_dim * math.ceil(batch / rows))
     else:
+        devices = None
         lead, tokens = (), batch * time
         columns = MAX_LOGITS // head.input_dim
     pieces = -(-tokens // max(1, columns))
-    if _is_alone() and head.trainable_variables:
+    if devices == 1 and head.trainable_variables:
         pieces = max(min(pieces, FEW), -(-pieces // LARGER))
     columns = -(-tokens // pieces)
     axis = len(lead)
@@ -211,23 +212,16 @@ def _map_tensorflow(piece, hidden, targets, values):
 
 
 def _data_shards(batch, time):
-    """Devices over which `keras.distribution` spreads rows, and time."""
+    """Devices to which `keras.distribution` gives rows, time, and a step."""
     distribution = keras.distribution.distribution()
     if distribution is None:
-        return 1, 1
+        return 1, 1, 1
     layout = distribution.get_data_layout((batch, time))
     mesh = layout.device_mesh
     sizes = {None: 1, **dict(zip(mesh.axis_names, mesh.shape, strict=True))}
     rows, parts = [sizes[axis] for axis in layout.axes]
-    return rows, parts if time % parts == 0 else 1
-
-
-def _is_alone():
-    """Whether this is one device of JAX's."""
-    distribution = keras.distribution.distribution()
-    return keras.config.backend() == "jax" and (
-        distribution is None or distribution.device_mesh.devices.size == 1
-    )
+    devices = math.prod(mesh.shape)
+    return rows, parts if time % parts == 0 else 1, devices
 
 
 def _wide(variable):
