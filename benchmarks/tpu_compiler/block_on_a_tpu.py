@@ -67,16 +67,28 @@ def our_layer(name):
 
 
 def ours(spec, name):
-    """`(function, arguments)` of one of our layers, and its gradient."""
+    takes_positions = name not in ("RMSNormalization", "GatedMLP")
+    return of_layer(
+        spec, lambda: our_layer(name), (BATCH, TIME, WIDTH), takes_positions
+    )
+
+
+def of_layer(spec, make, shape, takes_positions=True):
+    """`(function, arguments)` of a Keras layer, and its gradient.
+
+    Args:
+        make: callable, to the layer.
+        shape: that of its input, `(batch, time, width)`.
+        takes_positions: bool. Whether it is called with `positions`.
+    """
     import keras
 
     from keras_griffin.layers import splash_attention_jax
 
     with keras.StatelessScope(initialize_variables=False):
-        layer = our_layer(name)
-        layer.build((BATCH, TIME, WIDTH))
+        layer = make()
+        layer.build(shape)
     variables = layer.trainable_variables
-    takes_positions = name not in ("RMSNormalization", "GatedMLP")
 
     def call(weights, x, positions):
         mapping = list(zip(variables, weights, strict=True))
@@ -89,7 +101,7 @@ def ours(spec, name):
             return layer(x, **others)
 
     weights = [spec(v.shape, v.dtype) for v in variables]
-    return with_gradient(spec, call, weights)
+    return with_gradient(spec, call, weights, shape)
 
 
 def deepmind(spec, name):
@@ -121,12 +133,11 @@ def deepmind(spec, name):
         jax.ShapeDtypeStruct((BATCH, TIME, WIDTH), jax.numpy.bfloat16),
         jax.ShapeDtypeStruct((BATCH, TIME), jax.numpy.int32),
     )
-    return with_gradient(
-        spec, call, jax.tree.map(lambda p: spec(p.shape, p.dtype), weights)
-    )
+    weights = jax.tree.map(lambda p: spec(p.shape, p.dtype), weights)
+    return with_gradient(spec, call, weights, (BATCH, TIME, WIDTH))
 
 
-def with_gradient(spec, call, weights):
+def with_gradient(spec, call, weights, shape):
     import jax
 
     def function(weights, x, positions, dy):
@@ -138,8 +149,8 @@ def with_gradient(spec, call, weights):
         y, dy = jax.lax.optimization_barrier((y, dy))
         return y, gradient(dy)
 
-    x = spec((BATCH, TIME, WIDTH), "bfloat16")
-    return function, (weights, x, spec((BATCH, TIME), "int32"), x)
+    x = spec(shape, "bfloat16")
+    return function, (weights, x, spec(shape[:2], "int32"), x)
 
 
 BLOCKS = ("recurrent block", "local attention block", "global attention block")

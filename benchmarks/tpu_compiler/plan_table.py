@@ -2,16 +2,15 @@
 """Makes results/plan.md: what steps of training need on TPU slices.
 
     cd benchmarks/tpu_compiler
-    nice python plan_table.py [--only SUBSTRING] [--full] [--table]
+    nice python plan_table.py [--only SUBSTRING] [--batches] [--table]
 
-Each row is compiled by `keras_griffin.plan.train_step_jax.plan` with the
-first 3 and then the first 6 blocks of the model, minutes of CPU and some GiB
-of memory each, and continued in a straight line to all of its blocks: every
-three of them add the same weights, gradients, moments, kept inputs and
-operations. Where the compilation of 6 blocks is missing, what a block adds to
-the memory is computed from these sizes. Results are kept in results/plan.json;
-only what is missing there is compiled, rows without the time of a step (of
-earlier versions) too. No TPU is used. `--table` compiles nothing.
+Each row is compiled with all of its blocks by
+`keras_griffin.plan.train_step_jax.plan`: 1 to 5 minutes of CPU and some GiB of
+memory. So is the MQA Transformer of the same shape: global attention in each
+block. `--batches` looks for the largest batch that fits, in a few compilations
+more. Results are kept in results/plan.json; only what is missing there is
+compiled, and what an earlier version wrote without the parts of a step's time.
+No TPU is used. `--table` compiles nothing.
 """
 
 import argparse
@@ -23,8 +22,10 @@ from pathlib import Path
 os.environ.update(KERAS_BACKEND="jax", JAX_PLATFORMS="cpu")
 
 RESULTS = Path(__file__).parents[1] / "results"
-DEPTHS = (3, 6)
+FILE = RESULTS / "plan.json"
 GIB = 2**30
+MQA = {"block_types": ["global_attention"]}
+MAX_TRIES = 4  # compilations for the largest batch of a row
 
 # Beyond the paper's range: its rules (appendix C) carried on. Widths are
 # multiples of 128 and of 16 gate blocks.
@@ -88,25 +89,40 @@ ROWS = [
 HEAD = """\
 # What a step of training needs on TPU slices
 
-Made by `benchmarks/tpu_compiler/plan_table.py`, which says how: compiled for
-the slice by libtpu with 3 blocks (and 6, where "line from" says so), and
-continued to all blocks of the model. Where "line from" says what this line
-gave, all blocks were compiled. AdamW, remat of each block, weights divided over
-all chips, logits in pieces. No TPU was used. The memory of a chip is the
-compiler's own number. **The line is too low, by what "line from" says**: rows
-without all blocks need more than it tells. Weights, gradients and moments alone
-are 16 bytes a parameter, over all chips (v5p-16 has 8 chips, v5p-64 has 32).
+Made by `benchmarks/tpu_compiler/plan_table.py`: each step compiled for the
+slice by libtpu, with all blocks of the model. AdamW, remat of each block,
+weights divided over all chips, logits in pieces. No TPU was used. Weights,
+gradients and moments alone are 16 bytes a parameter, over all chips (v5p-16 has
+8 chips, v5p-64 has 32). All was compiled with least effort, as `keras-griffin
+plan` does; `fit` needs a little less memory and time.
+
+## Memory
+
+The compiler's own number. "MQA": the Transformer of the same shape, with global
+attention in each block. "Largest batch": the most rows that fit, of those that
+were tried; where the next multiple of the chips was not tried, the fewest rows
+that did not fit stand behind it.
+
+| model | parameters | slice, chips | rows x tokens | policy | GiB of a chip \
+| of | fits | MQA: GiB | largest batch |
+|---|---|---|---|---|---|---|---|---|---|
+"""
+TIME = """
+## Time
 
 A step takes at least the sum over its operations of the longer of two times:
 matrix products at the chip's peak, bytes at its bandwidth. What chips send each
 other is not in it. The products' share of that time is the MFU that it allows;
-what remat computes anew counts among them. All was compiled with least effort,
-as `keras-griffin plan` does; `fit` needs a little less memory and time.
+what remat computes anew counts among them. Attention's kernels count with all
+pairs of blocks, also those that they skip behind the mask (6 of 16 at 2048
+tokens). Of the same time: the vocabulary's loss (its products, twice forward,
+and the sum of its gradient), the embedding, and AdamW, each by the name that
+the compiler gives an operation. Rows without them were compiled before this was
+read off; `plan_table.py` will compile them again.
 
-| model | parameters | slice, chips | rows x tokens | policy | GiB of a chip, \
-3 blocks | each further block | all blocks | of | fits | line from | \
-a step [s] | products' share |
-|---|---|---|---|---|---|---|---|---|---|---|---|---|
+| model | slice | rows | a step [s] | products' share | loss | embedding \
+| AdamW | MQA: a step [s] | its products' share | its loss |
+|---|---|---|---|---|---|---|---|---|---|---|
 """
 
 
@@ -114,119 +130,138 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="rows whose name has it")
     parser.add_argument(
-        "--table", action="store_true", help="write plan.md from plan.json"
+        "--batches", action="store_true", help="look for the largest that fit"
     )
     parser.add_argument(
-        "--full", action="store_true", help="compile all blocks"
+        "--table", action="store_true", help="write plan.md from plan.json"
     )
     arguments = parser.parse_args()
-    file = RESULTS / "plan.json"
-    results = json.loads(file.read_text()) if file.exists() else {}
-    for depth in ("all",) if arguments.full else DEPTHS:
-        for name, preset, slice_name, options in ROWS:
-            key = f"{name}, {slice_name}, {depth} blocks"
-            known = results.get(key, {"fits": True, "bound": None})
-            known = known.get("bound") or not known["fits"]
-            if arguments.table or known or arguments.only not in key:
-                continue
-            results[key] = compile_row(preset, slice_name, options, depth)
-            file.write_text(json.dumps(results, indent=1) + "\n")
-            print(key, results[key]["memory"] / 2**30, flush=True)
-    (RESULTS / "plan.md").write_text(table(results))
+    for name, *row in [] if arguments.table else ROWS:
+        key = f"{name}, {row[1]}"
+        if arguments.only in key:
+            griffin = compiled(key, *row)
+            compiled(f"{key}, MQA", *row, **MQA)
+            if arguments.batches:
+                largest_batch(key, griffin, *row)
+    (RESULTS / "plan.md").write_text(table(read()))
 
 
-def compile_row(preset, slice_name, options, depth):
+def read():
+    return json.loads(FILE.read_text()) if FILE.exists() else {}
+
+
+def compiled(key, preset, slice_name, options, **changes):
+    """The result of a key; compiles it if there is none, or an older one."""
     from keras_griffin.plan.train_step_jax import plan
 
-    changes = dict(LARGER.get(preset, {}))
-    if depth != "all":
-        changes["num_layers"] = depth
-    preset = "griffin_14b" if preset in LARGER else preset
-    result = plan(preset, slice_name, **options, **changes)
-    return dataclasses.asdict(result)
+    known = read().get(key, {"fits": True})
+    if known["fits"] and not known.get("parts"):
+        changes = {**LARGER.get(preset, {}), **changes}
+        preset = "griffin_14b" if preset in LARGER else preset
+        result = dataclasses.asdict(
+            plan(preset, slice_name, **{**options, **changes})
+        )
+        # Another process may have written meanwhile, of another row.
+        FILE.write_text(json.dumps({**read(), key: result}, indent=1) + "\n")
+        print(key, result["memory"] / GIB, result["seconds"], flush=True)
+    return read()[key]
+
+
+def largest_batch(key, result, preset, slice_name, options):
+    """Compiles other batches, where the memory's line says that they fit."""
+    from keras_griffin.plan.slices import CHIPS
+
+    memory = CHIPS[slice_name.partition("-")[0]]["memory"] * GIB
+    chips = result["num_chips"]
+    tried = {0: result["arguments"], result["batch_size"]: result["memory"]}
+    for _ in range(MAX_TRIES):
+        fit = max(batch for batch in tried if tried[batch] <= memory)
+        less, more = sorted(tried, key=lambda batch: abs(batch - fit))[:2]
+        slope = (tried[more] - tried[less]) / (more - less)
+        batch = fit + max(1, int((memory - tried[fit]) / slope / chips)) * chips
+        too_large = [b for b in tried if tried[b] > memory]
+        if too_large and batch >= min(too_large):
+            batch = (fit + min(too_large)) // 2 // chips * chips
+        if batch in tried:
+            break
+        found = compiled(
+            *(f"{key}, {batch} rows", preset, slice_name, options),
+            batch_size=batch,
+        )
+        tried[batch] = found["memory"]
 
 
 def table(results):
     from keras_griffin.plan.slices import CHIPS
 
-    lines = HEAD.splitlines()
+    memory, time = HEAD.splitlines(), TIME.splitlines()
     for name, preset, slice_name, options in ROWS:
-        first = results.get(f"{name}, {slice_name}, 3 blocks")
-        if first is None:
-            _, parameters = full_size(preset)
-            lines.append(
-                f"| {name} | {parameters / 1e9:.2f}B | {slice_name} | "
-                f"{options['batch_size']} x {options['length']} | "
-                "mixed_bfloat16 | not compiled yet | | | "
-                f"{CHIPS[slice_name.partition('-')[0]]['memory']} | | | | |"
-            )
+        key = f"{name}, {slice_name}"
+        result = results.get(key)
+        rows = f"{options['batch_size']} x {options['length']}"
+        start = f"| {name} | {parameters_of(preset) / 1e9:.2f}B | {slice_name}"
+        if result is None:
+            memory.append(f"{start} | {rows} | | not compiled | | | | |")
             continue
-        second = results.get(f"{name}, {slice_name}, 6 blocks")
-        backbone, parameters = full_size(preset)
-        layers = backbone["num_layers"]
-        if second is None or not (first["fits"] and second["fits"]):
-            slope, source = block_bytes(first, backbone, parameters), "sizes"
-        else:
-            slope = (second["memory"] - first["memory"]) / 3
-            source = "6 blocks"
-        total = first["memory"] + (layers - 3) * slope
-        full = results.get(f"{name}, {slice_name}, all blocks")
-        if full is not None:
-            off = total / full["memory"] - 1
-            source += f" gave {total / GIB:.2f} ({off:+.1%})"
-            total = full["memory"]
-        available = CHIPS[slice_name.partition("-")[0]]["memory"]
         policy = options.get("dtype", "mixed_bfloat16")
         if "lora_rank" in options:
             policy += f", LoRA {options['lora_rank']}"
-        lines.append(
-            f"| {name} | {parameters / 1e9:.2f}B | {slice_name}, "
-            f"{first['num_chips']} | {first['batch_size']} x "
-            f"{first['length']} | {policy} | {first['memory'] / GIB:.2f} | "
-            f"{slope / GIB:.3f} | **{total / GIB:.1f}** | {available} | "
-            f"{'yes' if total < available * GIB else 'no'} | {source} | "
-            f"{step_of(first, second, full, layers)} |"
+        transformer = results.get(f"{key}, MQA")
+        gib = f"{transformer['memory'] / GIB:.1f}" if transformer else ""
+        memory.append(
+            f"{start}, {result['num_chips']} | {rows} | {policy} | "
+            f"**{result['memory'] / GIB:.1f}** | "
+            f"{CHIPS[slice_name.partition('-')[0]]['memory']} | "
+            f"{'yes' if result['fits'] else 'no'} | {gib} | "
+            f"{largest(results, key)} |"
         )
-    return "\n".join(lines) + "\n"
+        time.append(
+            f"| {name} | {slice_name} | {options['batch_size']} | "
+            f"{step_of(result, ('loss', 'embedding', 'optimizer'))} | "
+            f"{step_of(transformer, ('loss',))} |"
+        )
+    return "\n".join([*memory, *time, ""])
 
 
-def step_of(first, second, full, layers):
-    """Two cells: the time of a step, and the products' share of it."""
-    times = [
-        (plan["bound"], plan["products"])
-        for plan in (full, first, second)
-        if plan and plan.get("bound")
+def step_of(result, parts):
+    """Cells: the time of a step, the shares of its products and parts."""
+    if result is None or not result["fits"]:
+        text = "not compiled" if result is None else "does not fit"
+        return " | ".join([text, "", *("" for _ in parts)])
+    bound, known = result["bound"], result.get("parts") or {}
+    shares = [result["products"], *(known.get(name) for name in parts)]
+    return " | ".join(
+        [
+            f"**{bound:.2f}**",
+            *("" if s is None else f"{s / bound:.0%}" for s in shares),
+        ]
+    )
+
+
+def largest(results, key):
+    """The most rows that fit, and what is known of more."""
+    tried = [
+        found
+        for name, found in results.items()
+        if name == key or name.startswith(key) and name.endswith(" rows")
     ]
-    if full and full.get("bound"):
-        bound, products = times[0]
-    elif len(times) == 2:
-        bound, products = (
-            three + (layers - 3) * (six - three) / 3
-            for three, six in zip(*times, strict=True)
-        )
-    else:
-        return "not compiled yet |"
-    return f"{bound:.2f} | {products / bound:.0%}"
+    if len(tried) == 1:
+        return "not looked for"
+    best = max((r for r in tried if r["fits"]), key=lambda r: r["batch_size"])
+    text = f"{best['batch_size']}: {best['memory'] / GIB:.1f} GiB"
+    more = min((r["batch_size"] for r in tried if not r["fits"]), default=None)
+    if more is None:
+        return f"{text}, more not tried"
+    is_next = more == best["batch_size"] + best["num_chips"]
+    return text if is_next else f"{text} ({more} does not fit)"
 
 
-def full_size(preset):
-    """The backbone's arguments, and its parameters."""
+def parameters_of(preset):
     from keras_griffin.checkpoints import preset_index
 
     base = "griffin_14b" if preset in LARGER else preset
     backbone = dict(preset_index.preset_entry(base)["backbone"])
-    backbone.update(LARGER.get(preset, {}))
-    return backbone, preset_index.parameter_count(backbone)
-
-
-def block_bytes(plan, backbone, parameters):
-    """What another block adds to a chip, from the sizes of its arrays."""
-    layers = backbone["num_layers"]
-    weights = (parameters - plan["parameters"]) / (layers - 3)
-    # float32: weight, gradient and two moments; a frozen bfloat16 weight: 2.
-    weights *= 2 if plan["trainable"] < plan["parameters"] / 2 else 16
-    kept = plan["batch_size"] * plan["length"] * backbone["hidden_dim"] * 2
-    return (weights + kept) / plan["num_chips"]
+    return preset_index.parameter_count({**backbone, **LARGER.get(preset, {})})
 
 
 if __name__ == "__main__":

@@ -229,6 +229,8 @@ def measure(case, target="v5e", dump=None, donate=()):
     from jax.experimental import topologies
     from jax.sharding import SingleDeviceSharding
 
+    from keras_griffin.plan import costs_jax
+
     device = topologies.get_topology_desc(
         platform="tpu", topology_name=TOPOLOGY[target]
     ).devices[0]
@@ -238,8 +240,10 @@ def measure(case, target="v5e", dump=None, donate=()):
             shape, jax.numpy.dtype(dtype), sharding=place
         )
     )
-    compiled = jax.jit(fn, donate_argnums=donate).lower(*args).compile()
-    found, ops = operations(compiled.as_text()), schedules(dump)
+    compiled, text = costs_jax.compile_and_print(
+        jax.jit(fn, donate_argnums=donate).lower(*args)
+    )
+    found, ops = operations(text), schedules(dump)
     result = dict(
         target=target,
         hbm_bytes=sum(o.times * o.bytes for o in found),

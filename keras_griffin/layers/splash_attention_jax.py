@@ -91,10 +91,25 @@ def _attend(q, k, v, positions, window, block, interpret):
         jnp.pad(x, ((0, 0), (0, after)) + ((0, 0),) * (x.ndim - 2))
         for x in (q, k, v, documents)
     )
-    size = (time + after, time + after)
-    mask = splash_attention_mask.LocalMask(size, (window, 0), 0)
-    is_fused = time + after <= MAX_FUSED_BLOCKS * block
-    attend = splash_attention_kernel.make_splash_mqa_single_device(
+    attend = make_kernel(time + after, heads, window, block, interpret)
+
+    def row(q, k, v, documents):
+        ids = splash_attention_kernel.SegmentIds(q=documents, kv=documents)
+        return attend(q.swapaxes(0, 1), k, v, ids).swapaxes(0, 1)
+
+    return jax.vmap(row)(q, k, v, documents)[:, :time].astype(q.dtype)
+
+
+def make_kernel(time, heads, window, block=BLOCK, interpret=False):
+    """The kernel of one row; it knows which pairs of blocks it skips.
+
+    Args:
+        time: int. Tokens of the row, a multiple of `block`.
+        window, block, interpret: as of `attend`.
+    """
+    mask = splash_attention_mask.LocalMask((time, time), (window, 0), 0)
+    is_fused = time <= MAX_FUSED_BLOCKS * block
+    return splash_attention_kernel.make_splash_mqa_single_device(
         splash_attention_mask.MultiHeadMask([mask] * heads),
         block_sizes=splash_attention_kernel.BlockSizes(
             block_q=block,
@@ -109,9 +124,3 @@ def _attend(q, k, v, positions, window, block, interpret):
         ),
         interpret=interpret,
     )
-
-    def row(q, k, v, documents):
-        ids = splash_attention_kernel.SegmentIds(q=documents, kv=documents)
-        return attend(q.swapaxes(0, 1), k, v, ids).swapaxes(0, 1)
-
-    return jax.vmap(row)(q, k, v, documents)[:, :time].astype(q.dtype)

@@ -10,6 +10,13 @@ import jax
 
 from keras_griffin.plan import hlo_operations
 
+# How JAX names the operations of a part of a step: the gradient of what is
+# outside of the backbone, the embedding, and Keras' AdamW.
+PARTS = {
+    "loss": ("jvp()", "jvp(token_embedding)"),
+    "embedding": ("/token_embedding/",),
+    "optimizer": ("/adam_w",),
+}
 COLLECTIVES = (
     "all-gather",
     "all-reduce",
@@ -84,10 +91,12 @@ def step_bound(text, kernel_flops, chip):
         chip: dict. An entry of `slices.CHIPS`.
 
     Returns:
-        `(bound, products)`: seconds, and those of the products alone.
+        `(bound, products, parts)`: seconds, those of the products alone, and
+        a dict from a name in `PARTS` to its seconds of the bound. Operations
+        that the compiler has joined count for the one that it names.
     """
     rate, bandwidth = 1e12 * chip["tflops"], 1e9 * chip["bandwidth"]
-    bound = 0
+    bound, parts = 0, dict.fromkeys(PARTS, 0)
     products, kernel_bytes = kernel_flops / rate, 0
     for operation in hlo_operations.operations(text):
         flops = operation.times * operation.flops
@@ -95,10 +104,15 @@ def step_bound(text, kernel_flops, chip):
         products += flops / rate
         if operation.opcode == "custom-call":
             kernel_bytes += moved
-        else:
-            bound += max(flops / rate, moved / bandwidth)
+            continue
+        seconds = max(flops / rate, moved / bandwidth)
+        bound += seconds
+        for part, names in PARTS.items():
+            if any(name in operation.source for name in names):
+                parts[part] += seconds
+                break
     bound += max(kernel_flops / rate, kernel_bytes / bandwidth)
-    return bound, products
+    return bound, products, parts
 
 
 def count_collectives(text):

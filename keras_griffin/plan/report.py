@@ -11,8 +11,9 @@ GIB = 2**30
 class Plan:
     """What the compiler says of a step; sizes in bytes and for one chip.
 
-    `bound` and `products` are seconds (`costs_jax.step_bound`). They and the
-    collectives are `None` if the step does not fit.
+    `bound`, `products` and those of `parts` are seconds
+    (`costs_jax.step_bound`). They and the collectives are `None` if the step
+    does not fit.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Plan:
     collectives: dict | None = None
     bound: float | None = None
     products: float | None = None
+    parts: dict | None = None
     seconds: float = 0
 
     @property
@@ -60,10 +62,15 @@ class Plan:
             f"{self.flops / 1e12 / chip['tflops']:.3f} s at least"
         )
         if self.fits:
+            shares = ", ".join(
+                f"{part} {seconds / self.bound:.0%}"
+                for part, seconds in self.parts.items()
+            )
             lines += [
                 "Operation by operation, products or memory: "
                 f"{self.bound:.3f} s at least; the products are "
                 f"{self.products / self.bound:.0%} of it (MFU at this bound)",
+                f"  of it {shares}",
                 "Collectives of a step:",
             ]
             lines += [

@@ -155,7 +155,7 @@ def _compile(traced, result, kernel_flops, thorough):
     else:
         result.memory = compiled.memory_analysis().peak_memory_in_bytes
         result.collectives = costs_jax.count_collectives(text)
-        result.bound, result.products = costs_jax.step_bound(
+        result.bound, result.products, result.parts = costs_jax.step_bound(
             text, kernel_flops, result.chip
         )
 

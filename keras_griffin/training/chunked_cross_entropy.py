@@ -11,6 +11,13 @@ from keras_griffin import keras_compat
 # vocabulary, enough rows for a matrix product that a TPU v5e or v5p computes
 # rather than waits for [FLOPs of bfloat16 per byte of HBM: 240 and 166].
 MAX_LOGITS = 2**27
+# Where the head learns, its gradient in float32 is read and written once a
+# piece. That takes as long as the product of 1,000 tokens on a v5e, of 2,200 on
+# a v6e. So on one device of JAX's pieces are LARGER times as large, as long as
+# FEW are left. On several, XLA multiplies more often with large pieces
+# (`benchmarks/results/block_on_a_tpu_tried.md`).
+LARGER = 4
+FEW = 4
 
 # "auto" is KerasHub's.
 _ACCURACY = ("accuracy", "acc", "auto", "sparse_categorical_accuracy", None)
@@ -105,7 +112,10 @@ class _Reduction(keras.losses.Loss):
 
 
 def map_tokens(function, head, hidden, targets):
-    """Applies a function to tokens, at most `MAX_LOGITS` logits at a time.
+    """Applies a function to tokens, some at a time.
+
+    At most `MAX_LOGITS` logits exist at once; on one device of JAX's `LARGER`
+    times as many where the head learns and there are many tokens.
 
     The gradient computes one piece after the other anew; what the head's
     weights get from each is summed in float32.
@@ -124,13 +134,16 @@ def map_tokens(function, head, hidden, targets):
     if keras.config.backend() == "jax":
         # Each device keeps its own rows and, where a mesh divides time, takes
         # part in every piece.
-        rows, parts = _data_shards(batch, time)
+        rows, parts, devices = _data_shards(batch, time)
         lead, tokens = (batch, parts), time // parts
         columns = MAX_LOGITS // (head.input_dim * math.ceil(batch / rows))
     else:
+        devices = None
         lead, tokens = (), batch * time
         columns = MAX_LOGITS // head.input_dim
     pieces = -(-tokens // max(1, columns))
+    if devices == 1 and head.trainable_variables:
+        pieces = max(min(pieces, FEW), -(-pieces // LARGER))
     columns = -(-tokens // pieces)
     axis = len(lead)
 
@@ -220,15 +233,16 @@ def _map_tensorflow(piece, hidden, targets, values):
 
 
 def _data_shards(batch, time):
-    """Devices over which `keras.distribution` spreads rows, and time."""
+    """Devices to which `keras.distribution` gives rows, time, and a step."""
     distribution = keras.distribution.distribution()
     if distribution is None:
-        return 1, 1
+        return 1, 1, 1
     layout = distribution.get_data_layout((batch, time))
     mesh = layout.device_mesh
     sizes = {None: 1, **dict(zip(mesh.axis_names, mesh.shape, strict=True))}
     rows, parts = [sizes[axis] for axis in layout.axes]
-    return rows, parts if time % parts == 0 else 1
+    devices = math.prod(mesh.shape)
+    return rows, parts if time % parts == 0 else 1, devices
 
 
 def _wide(variable):

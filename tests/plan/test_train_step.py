@@ -71,6 +71,13 @@ def test_the_report_of_a_tiny_model(tmp_path):
     share = r"products or memory: 0\.\d+ s at least; the products are (\d+)% "
     assert 0 < int(re.search(share, fits)[1]) <= 100
     assert "products or memory" not in too_large
+    loss, embedding, optimizer = map(
+        int,
+        re.search(
+            r"loss (\d+)%, embedding (\d+)%, optimizer (\d+)%", fits
+        ).groups(),
+    )
+    assert loss and optimizer and loss + embedding + optimizer < 100
 
 
 CAPACITIES = """
@@ -220,13 +227,15 @@ HloModule jit_step, is_scheduled=true
 
 %body (x: bf16[16,128]) -> bf16[16,128] {
   %x = bf16[16,128]{1,0} parameter(0)
-  ROOT %n = bf16[16,128]{1,0} negate(%x)
+  ROOT %n = bf16[16,128]{1,0} negate(%x), \
+metadata={op_name="jit(train_step)/adam_w_1/sub"}
 }
 
 ENTRY %main (a: bf16[16,128], b: bf16[128,128]) -> bf16[16,128] {
   %a = bf16[16,128]{1,0} parameter(0)
   %b = bf16[128,128]{1,0} parameter(1)
-  %y = bf16[16,128]{1,0} convolution(%a, %b), dim_labels=bf_io->bf
+  %y = bf16[16,128]{1,0} convolution(%a, %b), dim_labels=bf_io->bf, \
+metadata={op_name="jit(train_step)/transpose(jvp())/token_embedding/dot"}
   %w = bf16[16,128]{1,0} while(%y), body=%body, condition=%until, \
 backend_config={"known_trip_count":{"n":"3"}}
   %k = bf16[16,128]{1,0} custom-call(%w), custom_call_target="tpu_custom_call"
@@ -243,11 +252,15 @@ def test_the_bound_of_a_step():
     flops, array, weight = 2 * 16 * 128 * 128, 2 * 16 * 128, 2 * 128 * 128
     loop, kernels = 3 * 2 * array, 2 * 2 * array
     slow = {"tflops": flops / 1e12, "bandwidth": 1e6}  # waits for products
-    bound, products = step_bound(STEP, 5 * flops, slow)
+    bound, products, parts = step_bound(STEP, 5 * flops, slow)
     assert products == pytest.approx(1 + 5)
+    # The loss' product is not the embedding's, which has the same weight.
+    assert parts["loss"] == pytest.approx(1)
+    assert parts["embedding"] == 0
+    assert parts["optimizer"] == pytest.approx(loop / 1e15)
     assert bound == pytest.approx(1 + loop / 1e15 + 5)
     fast = {"tflops": 1e6, "bandwidth": 1e-9}  # waits for memory
-    bound, products = step_bound(STEP, 5 * flops, fast)
+    bound, products, _ = step_bound(STEP, 5 * flops, fast)
     assert bound == 2 * array + weight + loop + kernels
     assert products == pytest.approx(6 * flops / 1e18)
     plan = Plan(
@@ -255,8 +268,10 @@ def test_the_bound_of_a_step():
         collectives={},
         bound=0.5,
         products=0.2,
+        parts={"loss": 0.1, "optimizer": 0.05},
     )
     assert "0.500 s at least; the products are 40% of it" in str(plan)
+    assert "of it loss 20%, optimizer 10%" in str(plan)
 
 
 def test_flops_of_kernels_and_of_all_devices():
