@@ -238,7 +238,7 @@ def test_what_cannot_be_is_refused(base):
     with pytest.raises(ValueError, match="GPTQConfig"):
         model.quantize("gptq")
     assert not modes_of(model)
-    for dtype in ("int8_from_float32", "float8_from_mixed_bfloat16"):
+    for dtype in ("int4_from_float32", "float8_from_mixed_bfloat16"):
         with pytest.raises(ValueError, match="Load the model in float, then"):
             keras_griffin.GriffinCausalLM.from_preset(
                 "griffin_shakespeare_en", dtype=dtype
