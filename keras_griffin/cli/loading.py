@@ -58,8 +58,7 @@ def load_model(arguments):
         # Downloads, before the output is watched: it may show a bar.
         source = preset_loading.find_preset(preset)
         dtype, mode = _dtype(arguments, source), arguments.quantize
-        if mode == "int8" and source.kind != "keras":
-            # Each matrix as it is read: the whole is never there.
+        if _is_rounded_on_the_way(source, dtype, mode):
             dtype, mode = f"int8_from_{dtype}", None
         with without_tokenizer_line():
             model = GriffinCausalLM.from_preset(preset, dtype=dtype)
@@ -82,6 +81,16 @@ def _dtype(arguments, source):
     except ValueError:
         # Quantized, and loaded as that; or damaged, which loading explains.
         return None
+
+
+def _is_rounded_on_the_way(source, dtype, mode):
+    """Whether matrices become int8 as they are read; the whole is not there."""
+    from keras_griffin.checkpoints import preset_loading
+
+    if mode != "int8" or dtype is None:
+        return False
+    is_ours = preset_loading.is_mapped(source, True, dtype)
+    return is_ours or source.kind != "keras"
 
 
 @contextlib.contextmanager

@@ -166,10 +166,9 @@ class GriffinCausalLM(TorchModule, keras_compat.KeepsState, CausalLM):
                 weights and, for a preset that has to be downloaded, downloads
                 nothing: there is no preprocessor then. Defaults to `True`.
             dtype: dtype or policy of the model, `"bfloat16"` say. Of
-                checkpoints in Hugging Face's and DeepMind's formats also
-                `"int8_from_bfloat16"` and the like: each matrix is rounded as
-                it is read, as by `quantize("int8")`. Defaults to `None`:
-                Keras' own default.
+                folders and files of floats also `"int8_from_bfloat16"` and
+                the like: each matrix is rounded as it is read, as by
+                `quantize("int8")`. Defaults to `None`: Keras' own default.
             **kwargs: further arguments of the constructor.
 
         Returns:

@@ -9,9 +9,8 @@ import torch
 
 from keras_griffin.layers.reversible_embedding import ReversibleEmbedding
 
-IGNORED = (
-    -100
-)  # the target of no loss, as `torch.nn.functional.nll_loss` has it
+# The target of no loss, as `torch.nn.functional.nll_loss` has it.
+IGNORED = -100
 
 
 def is_usable(loss, head, hidden):
