@@ -224,7 +224,7 @@ def is_mapped(source, load_weights, dtype):
 
 def _mapped_task(cls, keras_hub_load, source, dtype, arguments):
     backbone = cls.backbone_cls.from_preset(source.path, dtype=dtype)
-    with loading(source):
+    with loading(source, weights=False):  # those were compared just now
         task = keras_hub_load(
             source.path, load_weights=False, backbone=backbone, **arguments
         )
